@@ -1,0 +1,45 @@
+# Verbs for people and CI. Each works on a fresh clone: the environment is made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo_output
+
+.PHONY: demo test lint types bench docs clean
+.DELETE_ON_ERROR:
+
+# torch is pinned to the CPU build: the toolkit runs and is tested without a GPU.
+$(VENV)/.runtime: pyproject.toml setup.py constraints.txt $(wildcard kernels/*.cpp kernels/*.h)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/python examples/demo.py $(OUT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The four rooms become one package only when installed, so mypy looks at an installed copy.
+types: $(VENV)/.dev
+	rm -rf build/types
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy -p dropgen_rt
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/stages.py --out benchmarks/results/stages.json
+
+# Everything in docs/ is Markdown; building it means checking that what it links to exists.
+docs: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_readme.py
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info kernels/*.so
