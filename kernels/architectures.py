@@ -1,0 +1,16 @@
+"""For which GPUs the CUDA files are compiled, and how."""
+
+# Compute capabilities: Turing, A100, RTX 30, Jetson Orin, RTX 40, Hopper, Blackwell data centre, RTX 50.
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
+
+# No contraction into fused multiply-adds: the GPU rounds as the host and NumPy do.
+NVCC_FLAGS = ("-std=c++17", "-O3", "-fmad=false")
+
+THREADS_PER_BLOCK = 256
+
+# stem -> the entry points of <stem>.cu; grid and arguments stand in the file's first comment
+ENTRY_POINTS = {
+    "gather": ("gather",),
+    "accumulate": ("accumulate",),
+    "finalise": ("finalise_u8", "finalise_u16"),
+}

@@ -1,0 +1,209 @@
+// finalise on the host: OpenMP over strips of output rows; within a strip the classes come outermost, so that
+// only a few rows of floats live beside the sums. Shapes and table ranges were checked in finalise.py.
+
+#include "finalise.h"
+
+#include <omp.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace dropgen {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Ints = py::array_t<int32_t, py::array::c_style>;
+
+// Each class's sums are read in runs of this many output voxels: long enough for the memory to stream, short
+// enough for the strip's best values and labels to stay in cache.
+constexpr int64_t STRIP_VOXELS = 4096;
+
+struct Axis {
+    const int32_t *lower, *upper;
+    const float *fraction, *totals;
+};
+
+struct Problem {
+    const float* sums;
+    int64_t classes;
+    Shape size, out;
+    Axis z, y, x;
+    bool x_is_identity, wants_probability;
+    std::vector<float> near, far;  // weights of the two neighbours along x, per output voxel
+};
+
+// The rows of one class's sums that make one output row, and their weights.
+struct Corners {
+    int count = 0;
+    int64_t offset[4];
+    float weight[4];
+};
+
+// What one thread needs: a blended row, its values on the output's x axis, the state of the strip's rows.
+struct Strip {
+    int64_t rows;
+    std::vector<float> blended, value, best, total;
+    std::vector<int32_t> label;
+    std::vector<Corners> corners;
+
+    explicit Strip(const Problem& p)
+        : rows(std::max<int64_t>(1, STRIP_VOXELS / p.out.x)),
+          blended(p.size.x),
+          value(p.out.x),
+          best(rows * p.out.x),
+          total(p.wants_probability ? rows * p.out.x : 0),
+          label(rows * p.out.x),
+          corners(rows) {}
+};
+
+DROPGEN_ROW start_row(const float* __restrict sums, float weight, int64_t count, float* __restrict row) {
+    for (int64_t x = 0; x < count; ++x) row[x] = weight * sums[x];
+}
+
+DROPGEN_ROW add_row(const float* __restrict sums, float weight, int64_t count, float* __restrict row) {
+    for (int64_t x = 0; x < count; ++x) row[x] = row[x] + weight * sums[x];
+}
+
+DROPGEN_ROW scale_row(const float* __restrict row, const float* __restrict near, int64_t count,
+                      float* __restrict value) {
+    for (int64_t x = 0; x < count; ++x) value[x] = near[x] * row[x];
+}
+
+DROPGEN_ROW interpolate_row(const float* __restrict row, const int32_t* __restrict lower,
+                            const int32_t* __restrict upper, const float* __restrict near,
+                            const float* __restrict far, int64_t count, float* __restrict value) {
+    for (int64_t x = 0; x < count; ++x) value[x] = between(near[x], row[lower[x]], far[x], row[upper[x]]);
+}
+
+// Maxima, not conditional stores: compilers guard those with a branch, which mispredicts at every boundary
+// (2.5 times slower on noise). Classes come in rising order, so the greater label is the later one.
+DROPGEN_ROW keep_best(const float* __restrict value, int32_t k, int64_t count, float* __restrict best,
+                      int32_t* __restrict label) {
+    for (int64_t x = 0; x < count; ++x) {
+        label[x] = std::max(label[x], beats(value[x], best[x]) ? k : 0);
+        best[x] = std::max(best[x], value[x]);
+    }
+}
+
+// A corner of weight zero is not read: on the identity grid that leaves one row of four, with the same bits.
+Corners corners_of(const Problem& p, int64_t row) {
+    const int64_t oz = row / p.out.y, oy = row % p.out.y;
+    const Sides side_z = sides(p.z.fraction[oz]), side_y = sides(p.y.fraction[oy]);
+    Corners corners;
+    for (int corner = 0; corner < 4; ++corner) {
+        const int64_t at_z = corner / 2 ? p.z.upper[oz] : p.z.lower[oz];
+        const int64_t at_y = corner % 2 ? p.y.upper[oy] : p.y.lower[oy];
+        const float weight =
+            corner_weight(corner / 2 ? side_z.upper : side_z.lower, corner % 2 ? side_y.upper : side_y.lower,
+                          p.z.totals[at_z], p.y.totals[at_y]);
+        if (weight == 0.0f) continue;
+        corners.offset[corners.count] = (at_z * p.size.y + at_y) * p.size.x;
+        corners.weight[corners.count++] = weight;
+    }
+    return corners;
+}
+
+// One class on one output row: leaves its interpolated logits in strip.value.
+void row_values(const Problem& p, const float* sums, const Corners& corners, Strip& strip) {
+    float* row = strip.blended.data();
+    std::fill(row, row + (corners.count ? 0 : p.size.x), 0.0f);
+    for (int c = 0; c < corners.count; ++c)
+        (c ? add_row : start_row)(sums + corners.offset[c], corners.weight[c], p.size.x, row);
+    if (p.x_is_identity)
+        scale_row(row, p.near.data(), p.out.x, strip.value.data());
+    else
+        interpolate_row(row, p.x.lower, p.x.upper, p.near.data(), p.far.data(), p.out.x, strip.value.data());
+}
+
+// Lets class k compete for the strip's row r with the values in strip.value.
+void compete(const Problem& p, int64_t k, int64_t r, Strip& strip) {
+    const float* value = strip.value.data();
+    const int64_t count = p.out.x, at = r * count;
+    float *best = strip.best.data() + at, *total = strip.total.data() + at;
+    if (k == 0) {
+        std::copy(value, value + count, best);
+        std::fill(strip.label.data() + at, strip.label.data() + at + count, 0);
+        if (p.wants_probability) std::fill(total, total + count, 1.0f);
+        return;
+    }
+    if (p.wants_probability)
+        for (int64_t x = 0; x < count; ++x) total[x] = softmax_total(total[x], value[x], best[x]);
+    keep_best(value, int32_t(k), count, best, strip.label.data() + at);
+}
+
+template <typename Label>
+void finalise_strips(const Problem& p, Label* labels, float* probability) {
+    const int threads = thread_count();
+    // Allocated here: an exception must not leave a parallel region.
+    std::vector<Strip> strips(threads, Strip(p));
+    const int64_t rows = p.out.z * p.out.y, per_strip = strips[0].rows;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t first = 0; first < rows; first += per_strip) {
+        Strip& strip = strips[omp_get_thread_num()];
+        const int64_t count = std::min(per_strip, rows - first);
+        for (int64_t r = 0; r < count; ++r) strip.corners[r] = corners_of(p, first + r);
+        for (int64_t k = 0; k < p.classes; ++k) {
+            const float* sums = p.sums + k * p.size.z * p.size.y * p.size.x;
+            for (int64_t r = 0; r < count; ++r) {
+                row_values(p, sums, strip.corners[r], strip);
+                compete(p, k, r, strip);
+            }
+        }
+        for (int64_t i = 0; i < count * p.out.x; ++i) labels[first * p.out.x + i] = Label(strip.label[i]);
+        if (!p.wants_probability) continue;
+        for (int64_t i = 0; i < count * p.out.x; ++i)
+            probability[first * p.out.x + i] = 1.0f / strip.total[i];
+    }
+}
+
+template <typename Label>
+void finalise(const Floats& sums, const std::array<Floats, 3>& totals, const std::array<Ints, 3>& lower,
+              const std::array<Ints, 3>& upper, const std::array<Floats, 3>& fraction, bool x_is_identity,
+              py::array_t<Label, py::array::c_style>& labels, std::optional<Floats>& probability) {
+    const auto axis = [&](int i) {
+        return Axis{lower[i].data(), upper[i].data(), fraction[i].data(), totals[i].data()};
+    };
+    Problem p{sums.data(),
+              sums.shape(0),
+              {sums.shape(1), sums.shape(2), sums.shape(3)},
+              {labels.shape(0), labels.shape(1), labels.shape(2)},
+              axis(0),
+              axis(1),
+              axis(2),
+              x_is_identity,
+              probability.has_value(),
+              {},
+              {}};
+    for (int64_t x = 0; x < p.out.x; ++x) {
+        const Sides side = sides(p.x.fraction[x]);
+        p.near.push_back(end_weight(side.lower, p.x.totals[p.x.lower[x]]));
+        p.far.push_back(end_weight(side.upper, p.x.totals[p.x.upper[x]]));
+    }
+    Label* to = labels.mutable_data();
+    float* probability_to = probability ? probability->mutable_data() : nullptr;
+    py::gil_scoped_release released;
+    finalise_strips(p, to, probability_to);
+}
+
+template <typename Label>
+void bind(py::module_& module) {
+    module.def("finalise", &finalise<Label>, py::arg("sums").noconvert(), py::arg("totals").noconvert(),
+               py::arg("lower").noconvert(), py::arg("upper").noconvert(), py::arg("fraction").noconvert(),
+               py::arg("x_is_identity"), py::arg("labels").noconvert(), py::arg("probability").noconvert());
+}
+
+}  // namespace
+
+void bind_finalise(py::module_& module) {
+    bind<uint8_t>(module);
+    bind<uint16_t>(module);
+}
+
+}  // namespace dropgen

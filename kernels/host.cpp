@@ -1,0 +1,38 @@
+// The pybind11 module dropgen_rt.kernels._host: one bound function per operation, and the number of threads.
+
+#include <omp.h>
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+
+#include "portable.h"
+
+namespace py = pybind11;
+
+namespace dropgen {
+
+namespace {
+// Ours, not OpenMP's own setting: that one belongs to the calling thread, and a pipeline calls from several.
+std::atomic<int> threads_set{0};
+}  // namespace
+
+int thread_count() {
+    const int set = threads_set.load(std::memory_order_relaxed);
+    return set > 0 ? set : omp_get_max_threads();
+}
+
+void bind_gather(py::module_& module);
+void bind_accumulate(py::module_& module);
+void bind_finalise(py::module_& module);
+
+}  // namespace dropgen
+
+PYBIND11_MODULE(_host, module) {
+    module.doc() =
+        "Host build of the patch kernels; call them through dropgen_rt.kernels, which checks the arguments.";
+    module.def("threads", &dropgen::thread_count);
+    module.def("set_threads", [](int count) { dropgen::threads_set.store(count); }, py::arg("count"));
+    dropgen::bind_gather(module);
+    dropgen::bind_accumulate(module);
+    dropgen::bind_finalise(module);
+}
