@@ -1,0 +1,132 @@
+"""Files that appear whole or not at all: written under a temporary name, then renamed."""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dropgen_rt.errors import OutputError
+
+_NEXT_STEP = {
+    errno.ENOSPC: "the disk is full; free some space or name another output folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or name another output folder",
+    errno.EFBIG: "the file exceeds a size limit; raise it (ulimit -f) or name another output folder",
+    errno.EROFS: "the file system is read-only; name another output folder",
+    errno.EACCES: "no permission to write there; change the permissions or name another output folder",
+    errno.EPERM: "no permission to write there; change the permissions or name another output folder",
+    errno.ENOENT: "the folder does not exist; create it first",
+    errno.ENOTDIR: "the parent is a file; name a folder",
+    errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EIO: "the device reports an error; name another output folder",
+}
+
+# Failures of a device carry no file name; only these are taken for a failure of the output.
+_DEVICE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``final``; on success it is renamed to ``final``.
+
+    The temporary file exists already, empty, so that a folder that cannot be written to is found before
+    the work; its name starts with a dot and keeps the suffix, by which writers choose the format. Any
+    exception, KeyboardInterrupt included, removes it. Raises OutputError when folder or disk refuse.
+    """
+    with atomic_group([final]) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def atomic_group(finals: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+    """Like ``atomic_path`` for files that belong together: either all of them appear, or none.
+
+    Raises OutputError when a folder or disk refuses. If a rename fails, the files that were renamed
+    before it are removed again; what they had replaced is lost.
+    """
+    targets = [Path(final) for final in finals]
+    temporaries: list[Path] = []
+    try:
+        for final in targets:
+            temporaries.append(_create_beside(final))
+        try:
+            yield tuple(temporaries)
+        except OSError as error:
+            _raise_if_output(error, targets, temporaries)
+            raise
+        except OutputError as error:
+            raise OutputError(_with_final_names(str(error), targets, temporaries)) from error
+        _publish(temporaries, targets)
+    finally:
+        for temporary in temporaries:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def output_error(final: Path, error: OSError) -> OutputError:
+    """One line for a write that failed: what was to be written, why it failed, what to do."""
+    reason = _NEXT_STEP.get(error.errno or 0, f"{error.strerror or error}; name another output folder")
+    return OutputError(f"cannot write {final}: {reason}")
+
+
+def _create_beside(final: Path) -> Path:
+    # The stem is left out: with it, names near the file system's limit would not fit.
+    temporary = final.parent / f".writing-{secrets.token_hex(6)}{_suffix(final)}"
+    try:
+        if final.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(final))
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise output_error(final, error) from error
+    return temporary
+
+
+def _suffix(path: Path) -> str:
+    """``.nii.gz`` of ``scan.v2.nii.gz``: the last suffix, and the one before a ``.gz``."""
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
+
+
+def _raise_if_output(error: OSError, targets: Sequence[Path], temporaries: Sequence[Path]) -> None:
+    for final, temporary in zip(targets, temporaries, strict=True):
+        if error.filename is not None and os.fspath(error.filename) in (str(temporary), str(final)):
+            raise output_error(final, error) from error
+    if error.filename is None and error.errno in _DEVICE_ERRORS:
+        raise output_error(targets[0], error) from error
+
+
+def _with_final_names(text: str, targets: Sequence[Path], temporaries: Sequence[Path]) -> str:
+    for final, temporary in zip(targets, temporaries, strict=True):
+        text = text.replace(str(temporary), str(final))
+    return text
+
+
+def _publish(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    placed: list[Path] = []
+    for temporary, final in zip(temporaries, targets, strict=True):
+        try:
+            _sync(temporary)
+        except OSError as error:
+            raise output_error(final, error) from error
+    for temporary, final in zip(temporaries, targets, strict=True):
+        try:
+            os.replace(temporary, final)  # noqa: PTH105  the atomic call, by its own name
+            placed.append(final)
+        except BaseException as error:
+            for earlier in placed:
+                earlier.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise output_error(final, error) from error
+            raise
+    for folder in {final.parent for final in targets}:
+        with suppress(OSError):  # some network file systems refuse to sync a folder; the files are in place
+            _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,161 @@
+"""The command line: parse, call, print. Heavy imports wait inside the commands that need them."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from dropgen_rt.errors import DropgenError, ResourceError, UsageError
+from dropgen_rt.windows import BLENDS, Blend
+
+FILE = click.Path(path_type=Path)
+
+
+class Refusing(click.Group):
+    """A group whose commands end a DropgenError with one line and its exit code, without a traceback."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except DropgenError as error:
+            click.echo(f"error: {error}", err=True)
+            context.exit(error.exit_code)
+        except MemoryError as error:
+            reason = str(error) or "memory ran out"
+            click.echo(f"error: {reason}; close other programs or give a smaller scan", err=True)
+            context.exit(ResourceError.exit_code)
+
+
+@click.group(cls=Refusing, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dropgen-rt")
+def main() -> None:
+    """From trained DropGen 3D segmentation models to labels on a scan's own grid."""
+
+
+@main.command()
+@click.argument("scans", nargs=-1, required=True, type=FILE, metavar="SCAN…")
+@click.option("-o", "--out", type=FILE, help="Existing folder for the results; by default beside each scan.")
+@click.option("--model", metavar="NAME|PATH", help="Model to run; by default the one that build-engine made default.")
+@click.option(
+    "--reference", is_flag=True, help="As published: overlap 0.5, constant blend, arg-max on the working grid."
+)
+@click.option("--overlap", type=float, help="Share of a window that its neighbour covers again.")
+@click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
+@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def infer(
+    scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
+    overlap: float | None, blend: Blend | None, device: str, quiet: bool,
+) -> None:  # fmt: skip
+    """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd) or folders of them."""
+    from dropgen_rt.infer import infer_files
+    from dropgen_rt.segment import Settings
+
+    settings = Settings(overlap=overlap, blend=blend, reference=reference)
+    failures = infer_files(scans, out, model, settings, device, quiet)
+    if failures:
+        raise SystemExit(failures[0].exit_code)
+
+
+@main.command()
+@click.argument("data", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Run folder: best.pt, last.pt, metrics.csv.")
+@click.option("--encoder", type=FILE, help="Frozen encoder's file, for method dropgen.")
+@click.option("--method", type=click.Choice(["dropgen", "erm"]), default="dropgen", show_default=True)
+@click.option("--drop", type=float, default=0.75, show_default=True, help="Share of channels dropped while training.")
+@click.option("--steps", type=int, default=1000, show_default=True)
+@click.option("--batch", type=int, default=2, show_default=True)
+@click.option("--window", type=int, nargs=3, default=(48, 48, 48), show_default=True, help="Voxels, Z Y X.")
+@click.option("--spacing-mm", type=float, nargs=3, default=(1.0, 1.0, 1.0), show_default=True, help="X Y Z.")
+@click.option("--width", type=int, default=8, show_default=True, help="Segmentor's channels at full resolution.")
+@click.option("--levels", type=int, default=4, show_default=True, help="Segmentor's downsamplings.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--validate-every", type=int, default=250, show_default=True, help="Steps between checkpoints.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--init", type=FILE, help="Start from this checkpoint's weights, of a network of the same layout.")
+@click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
+def train(
+    data: Path, out: Path, encoder: Path | None, init: Path | None, resume: bool, **options: object
+) -> None:  # fmt: skip
+    """Train a model on DATA (nnU-Net layout) into a run folder."""
+    _require("torch", "train")
+    from dropgen_rt.train.config import TrainConfig
+    from dropgen_rt.train.loop import train as run
+    from dropgen_rt.train.report import TrainingReport
+
+    config = TrainConfig(**options)  # type: ignore[arg-type]
+    with TrainingReport(out, config.steps, resume) as report:
+        best = run(data, out, config, encoder, resume, report, init)
+    click.echo(f"wrote {best}")
+
+
+@main.command("pretrain-encoder")
+@click.argument("label_maps", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Encoder file to write.")
+@click.option("--steps", type=int, default=1100, show_default=True)
+@click.option("--width", type=int, default=8, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def pretrain_encoder(label_maps: Path, out: Path, steps: int, width: int, seed: int) -> None:
+    """Pretrain an encoder by contrast on a folder of 1 mm LABEL_MAPS and random shapes."""
+    _require("torch", "train")
+    from dropgen_rt.train.pretrain import pretrain
+
+    pretrain(label_maps, out, steps, width, seed, lambda line: click.echo(line))
+    click.echo(f"wrote {out}")
+
+
+@main.command()
+@click.argument("checkpoint", type=FILE)
+@click.option("-o", "--out", type=FILE, required=True, help="model.onnx to write.")
+@click.option("--name", help="The model's name; by default the file's.")
+@click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default the training window.")
+def export(checkpoint: Path, out: Path, name: str | None, window: tuple[int, int, int] | None) -> None:
+    """Write CHECKPOINT as one fused ONNX graph that carries its manifest."""
+    _require("torch", "export")
+    _require("onnxruntime", "export")
+    from dropgen_rt.export.to_onnx import PARITY
+    from dropgen_rt.export.to_onnx import export as write
+
+    manifest, error = write(checkpoint, out, name, window)
+    click.echo(
+        f"{manifest.name}: {len(manifest.labels)} labels, window {manifest.window}, spacing {manifest.spacing_mm} mm"
+    )
+    click.echo(f"ONNX Runtime against PyTorch fp32: {error:.1e} of the logits' range (accepted: {PARITY:.0e})")
+    click.echo(f"wrote {out}")
+
+
+@main.command("build-engine")
+@click.argument("model", type=FILE)
+@click.option("--name", help="Install under this name; by default the manifest's.")
+@click.option("--no-default", is_flag=True, help="Leave the default model as it is.")
+def build_engine(model: Path, name: str | None, no_default: bool) -> None:
+    """Compile MODEL for this machine's CPU and install it under a name."""
+    from dropgen_rt.build import build
+
+    for line in build(model, name, not no_default):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("prediction", type=FILE)
+@click.argument("label", type=FILE)
+@click.option("--labels", type=FILE, help="A dataset.json: its source values are merged into its labels in LABEL.")
+@click.option("-o", "--out", type=FILE, help="Write NAME.json and NAME.csv beside each other; give NAME.json.")
+def evaluate(prediction: Path, label: Path, labels: Path | None, out: Path | None) -> None:
+    """Dice per label of PREDICTION against LABEL, two label maps on one grid."""
+    from dropgen_rt.evaluate import evaluate_files
+
+    for line in evaluate_files(prediction, label, labels, out):
+        click.echo(line)
+
+
+def _require(module: str, extra: str) -> None:
+    """Refuse, before a slow import fails, a command whose extra is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The labels of a ``dataset.json``: names, colours, and the source values that each label gathers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dropgen_rt.errors import MissingInputError, ModelError, UnreadableInputError
+from dropgen_rt.manifest import Label
+
+# Distinguishable on grey images and for colour-blind eyes (after Paul Tol's "bright" and "muted" schemes).
+PALETTE = (
+    (68, 119, 170), (204, 187, 68), (238, 238, 238), (170, 51, 119), (238, 102, 119),
+    (34, 136, 51), (102, 204, 238), (238, 119, 51), (136, 204, 170), (187, 187, 187),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """``sources[i]`` holds the values that ``labels[i]`` gathers."""
+
+    labels: tuple[Label, ...]
+    sources: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def plain(highest: int) -> "LabelTable":
+        """Labels 1 … ``highest``, each named by its value."""
+        labels = tuple(Label(value, f"label {value}", PALETTE[value % len(PALETTE)]) for value in range(1, highest + 1))
+        return LabelTable(labels, tuple((label.value,) for label in labels))
+
+    def merge(self, raw: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
+        """Source values to 1, 2, 3 …; a value that no label gathers becomes background. Same shape."""
+        size = max(int(raw.max(initial=0)), *(max(values) for values in self.sources)) + 1
+        table = np.zeros(size, np.uint8 if len(self.labels) < 256 else np.uint16)
+        for label, values in zip(self.labels, self.sources, strict=True):
+            table[list(values)] = label.value
+        return table[raw]
+
+
+def read_description(path: Path) -> dict:
+    """A ``dataset.json``. Raises MissingInputError or UnreadableInputError."""
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; give a data set's dataset.json")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnreadableInputError(f"{path}: not JSON ({error}); give a data set's dataset.json") from error
+    if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
+        raise UnreadableInputError(f'{path}: it has no "labels" table; see docs/training.md')
+    return data
+
+
+def read_label_table(path: Path) -> LabelTable:
+    """The labels of a dataset.json in either style: nnU-Net's name -> value(s), the Decathlon's "value" -> name."""
+    data = read_description(path)
+    pairs: list[tuple[str, tuple[int, ...]]] = []
+    try:
+        for key, value in data["labels"].items():
+            name, values = (value, int(key)) if isinstance(value, str) else (key, value)
+            gathered = tuple(int(v) for v in values) if isinstance(values, list) else (int(values),)
+            if gathered != (0,):
+                pairs.append((name, gathered))
+    except (ValueError, TypeError) as error:
+        raise UnreadableInputError(f'{path}: its "labels" are not name: value(s) or "value": name') from error
+    if not pairs or any(min(values, default=-1) < 1 for _, values in pairs):
+        raise UnreadableInputError(f'{path}: "labels" needs at least one label, all of values 1 and up')
+    colours = data.get("colours", {})
+    try:
+        labels = tuple(
+            Label(i + 1, name, tuple(colours.get(name, PALETTE[i % len(PALETTE)]))) for i, (name, _) in enumerate(pairs)
+        )
+    except (AttributeError, TypeError, ValueError, ModelError) as error:
+        raise UnreadableInputError(
+            f'{path}: "colours" takes a name to [r, g, b] of 0-255, and no name is empty'
+        ) from error
+    return LabelTable(labels, tuple(values for _, values in pairs))

@@ -1,0 +1,126 @@
+"""What a model says about itself: labels, working grid, intensities, window, provenance.
+
+The manifest travels inside ``model.onnx`` as one JSON text under :data:`METADATA_KEY`, so the model file is
+all that inference needs. Unknown fields of a newer minor version are ignored; a newer major one is refused.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from dropgen_rt.errors import GeometryError, ModelError
+from dropgen_rt.geometry import parse_orientation
+from dropgen_rt.windows import BLENDS, Blend
+
+METADATA_KEY = "dropgen_rt.manifest"
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 0
+SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure: its voxel value (1 and up; 0 is background), name, and colour as (r, g, b) in 0-255."""
+
+    value: int
+    name: str
+    colour: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "colour", tuple(int(part) for part in self.colour))
+        if self.value < 1 or not self.name or len(self.colour) != 3 or not set(self.colour) <= set(range(256)):
+            raise ModelError(f"label {self.value} {self.name!r} {self.colour}: value >= 1, a name, colour 0-255")
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How raw intensities become network input: clip to two bounds, then map those to 0 and 1.
+
+    ``kind="percentile"``: the bounds are these percentiles of the whole scan on the working grid (MR).
+    ``kind="range"``: the bounds are these intensities themselves (CT, Hounsfield units).
+    """
+
+    kind: Literal["percentile", "range"] = "percentile"
+    lower: float = 0.5
+    upper: float = 99.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("percentile", "range"):
+            raise ModelError(f"intensity kind {self.kind!r}: accepted are 'percentile' and 'range'")
+        if not self.lower < self.upper:
+            raise ModelError(f"intensity bounds {self.lower}, {self.upper}: the first must be the smaller")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime must know of a model. ``spacing_mm`` is (x, y, z), ``window`` is (z, y, x) voxels."""
+
+    name: str
+    labels: tuple[Label, ...]
+    spacing_mm: tuple[float, float, float]
+    window: tuple[int, int, int]
+    stride: int
+    orientation: str = "LPS"
+    channels: tuple[str, ...] = ("image",)
+    intensity: Intensity = field(default_factory=Intensity)
+    overlap: float = 0.5
+    blend: Blend = "gaussian"
+    training: dict[str, Any] = field(default_factory=dict)
+    notice: str = ""
+    schema: str = SCHEMA
+
+    def __post_init__(self) -> None:
+        if not self.labels or [label.value for label in self.labels] != list(range(1, len(self.labels) + 1)):
+            raise ModelError(f"manifest of {self.name!r}: label values must count 1, 2, 3 … without gaps")
+        if len(self.spacing_mm) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing_mm):
+            raise ModelError(f"manifest of {self.name!r}: spacing_mm {self.spacing_mm} is not three lengths in mm")
+        if len(self.window) != 3 or self.stride < 1 or any(edge < 1 or edge % self.stride for edge in self.window):
+            raise ModelError(
+                f"manifest of {self.name!r}: window {self.window} is not three multiples of the stride {self.stride}"
+            )
+        if not self.channels or not 0 <= self.overlap < 1 or self.blend not in BLENDS:
+            raise ModelError(
+                f"manifest of {self.name!r}: channels {self.channels}, overlap {self.overlap}, blend {self.blend!r}; "
+                f"accepted are one channel or more, 0 up to, not including, 1, and {' or '.join(BLENDS)}"
+            )
+        try:
+            parse_orientation(str(self.orientation))
+        except GeometryError as error:
+            raise ModelError(f"manifest of {self.name!r}: {error}") from error
+
+    @property
+    def classes(self) -> int:
+        """Output channels of the network, background included."""
+        return len(self.labels) + 1
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> "Manifest":
+        """Read and check a manifest. Raises ModelError for another major version or a missing field."""
+        try:
+            data = json.loads(text)
+            major = int(str(data["schema"]).split(".")[0])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError("the model's manifest is not a dropgen-rt manifest; export it again") from error
+        if major != SCHEMA_MAJOR:
+            raise ModelError(
+                f"the model's manifest has schema {data['schema']}, this version reads {SCHEMA_MAJOR}.x; "
+                "export the model again or install the matching dropgen-rt"
+            )
+        try:
+            data = _known(Manifest, data)
+            data["labels"] = tuple(Label(**_known(Label, label)) for label in data["labels"])
+            data["intensity"] = Intensity(**_known(Intensity, data["intensity"]))
+            for key in ("spacing_mm", "window", "channels"):
+                data[key] = tuple(data[key])
+            return Manifest(**data)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the model's manifest lacks or garbles a field ({error}); export it again") from error
+
+
+def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ``data`` that this version's ``kind`` has."""
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in data.items() if key in names}

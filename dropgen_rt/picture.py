@@ -1,0 +1,117 @@
+"""A picture of a result: three orthogonal slices through the largest structure, with legend and scale."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from dropgen_rt.manifest import Label
+from dropgen_rt.record import LabelVolume
+from dropgen_rt.volume import Volume
+
+PANEL_PX = 360
+MARGIN_PX = 16
+LEGEND_PX = 300
+OPACITY = 0.5
+INK, PAPER = (235, 235, 235), (18, 18, 20)
+# Scale bars come in lengths that a reader can halve and double in the head.
+BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """One slice, seen as radiologists do: patient's left on the picture's right, head or front up."""
+
+    name: str
+    axis: int  # of (z, y, x)
+    flip_rows: bool
+
+
+_PLANES = (_Plane("axial", 0, False), _Plane("coronal", 1, True), _Plane("sagittal", 2, True))
+
+
+def draw(scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[LabelVolume, ...]) -> bytes:
+    """A PNG file's bytes. ``scan`` (C, z, y, x) and ``labels`` (1, z, y, x) share one grid; channel 0 is shown."""
+    geometry, change = scan.geometry.reoriented("LPS")
+    grey = _grey(change.apply(scan.array[0]))
+    marked = change.apply(labels.array[0])
+    spacing = geometry.spacing_mm[::-1]  # z, y, x, as the arrays
+    centre = _through_largest(marked, volumes)
+    scale = PANEL_PX / max(n * s for n, s in zip(grey.shape, spacing, strict=True))
+    width = 3 * (PANEL_PX + MARGIN_PX) + MARGIN_PX + LEGEND_PX
+    canvas = Image.new("RGB", (width, PANEL_PX + 3 * MARGIN_PX + 24), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=14)
+    for index, plane in enumerate(_PLANES):
+        tile = _tile(grey, marked, plane, centre[plane.axis], names)
+        rows, columns = (spacing[axis] * grey.shape[axis] for axis in range(3) if axis != plane.axis)
+        size = (max(round(columns * scale), 1), max(round(rows * scale), 1))
+        left = MARGIN_PX + index * (PANEL_PX + MARGIN_PX)
+        picture = Image.fromarray(tile).resize(size, Image.Resampling.BICUBIC)
+        canvas.paste(picture, (left + (PANEL_PX - size[0]) // 2, 2 * MARGIN_PX + (PANEL_PX - size[1]) // 2))
+        pen.text((left, 6), plane.name, INK, font)
+        if plane.name != "sagittal":  # there the picture's sides are front and back
+            pen.text((left + PANEL_PX - 12, 6), "L", INK, font)
+    _scale_bar(pen, font, scale, canvas.height)
+    _legend(pen, font, width - LEGEND_PX, names, volumes)
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _grey(array: NDArray[np.float32]) -> NDArray[np.uint8]:
+    low, high = np.percentile(array, [0.5, 99.5])
+    if low == high:
+        low, high = array.min(), array.max()
+    span = float(high - low) or 1.0  # a constant scan is black
+    return (np.clip((array - low) / span, 0, 1) * 255).astype(np.uint8)
+
+
+def _through_largest(marked: NDArray[np.integer], volumes: tuple[LabelVolume, ...]) -> tuple[int, int, int]:
+    """The voxel (z, y, x) at the middle of the largest structure; the middle of the scan if there is none."""
+    largest = max(volumes, key=lambda item: item.voxels)
+    if not largest.voxels:
+        z, y, x = (size // 2 for size in marked.shape)
+        return z, y, x
+    z, y, x = (int(np.mean(places)) for places in np.nonzero(marked == largest.value))
+    return z, y, x
+
+
+def _tile(
+    grey: NDArray[np.uint8], marked: NDArray[np.integer], plane: _Plane, index: int, names: tuple[Label, ...]
+) -> NDArray[np.uint8]:
+    """(rows, columns, 3) uint8: a grey slice under its labels' colours."""
+    base = np.take(grey, index, plane.axis)[..., None].repeat(3, axis=-1).astype(np.float32)
+    values = np.take(marked, index, plane.axis)
+    colours = np.array([(0, 0, 0), *(label.colour for label in names)], np.float32)
+    strength = np.where(values > 0, OPACITY, 0.0)[..., None]
+    mixed = base * (1 - strength) + colours[values] * strength
+    return np.ascontiguousarray((mixed[::-1] if plane.flip_rows else mixed).astype(np.uint8))
+
+
+def _scale_bar(
+    pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, scale: float, height: int
+) -> None:
+    length = max([mm for mm in BAR_LENGTHS_MM if mm * scale <= PANEL_PX / 3] or [BAR_LENGTHS_MM[0]])
+    y = height - MARGIN_PX
+    pen.line([(MARGIN_PX, y), (MARGIN_PX + length * scale, y)], INK, 3)
+    pen.text((MARGIN_PX + length * scale + 8, y - 10), f"{length} mm", INK, font)
+
+
+def _legend(
+    pen: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    left: int,
+    names: tuple[Label, ...],
+    volumes: tuple[LabelVolume, ...],
+) -> None:
+    room = PANEL_PX + MARGIN_PX
+    shown = list(zip(names, volumes, strict=True))[: room // 22 - 1]
+    for row, (label, volume) in enumerate(shown):
+        y = 2 * MARGIN_PX + row * 22
+        pen.rectangle([left, y + 2, left + 14, y + 16], label.colour)
+        pen.text((left + 22, y), f"{label.name}  {volume.volume_ml:.1f} mL", INK, font)
+    if len(shown) < len(names):
+        pen.text((left, 2 * MARGIN_PX + len(shown) * 22), f"and {len(names) - len(shown)} more", INK, font)

@@ -1,0 +1,89 @@
+"""From a scan to the model's working grid, and the intensity bounds found there.
+
+Training and inference both come through here, so they cannot differ.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dropgen_rt.errors import UnsuitableInputError
+from dropgen_rt.geometry import Geometry
+from dropgen_rt.kernels import Normalisation
+from dropgen_rt.manifest import Intensity
+from dropgen_rt.scan_header import MAX_VOXELS
+from dropgen_rt.volume import Volume
+
+
+def to_working_grid(volume: Volume, orientation: str, spacing_mm: tuple[float, float, float]) -> Volume:
+    """Reorient and resample a scan: (C, z, y, x) float32 on the working grid, intensities untouched.
+
+    Raises UnsuitableInputError for a field of view that the working spacing fills with too many voxels.
+    """
+    oriented, change = volume.geometry.reoriented(orientation)
+    working = oriented.resampled(spacing_mm)
+    if math.prod(working.size) > MAX_VOXELS:
+        raise UnsuitableInputError(
+            f"a scan of {_by(volume.geometry.size)} voxels of {_by(volume.geometry.spacing_mm)} mm has more than "
+            f"{MAX_VOXELS} voxels at the model's spacing, {_by(spacing_mm)} mm; check the scan's spacing, or crop it"
+        )
+    array = change.apply(volume.array)
+    for axis in range(3):  # z, y, x
+        weights = interpolation_weights(oriented, working, axis)
+        if weights is not None:
+            array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis + 1)), 0, axis + 1)
+    return Volume(np.ascontiguousarray(array, dtype=np.float32), working)
+
+
+def interpolation_weights(source: Geometry, target: Geometry, axis: int) -> NDArray[np.float32] | None:
+    """(target size, source size) float32: linear interpolation along one array axis (0 is z); None if it is none.
+
+    Where the target is coarser the triangle widens to the target's spacing, so that every source voxel
+    counts and fine noise does not alias; rows sum to one, also at the edges.
+    """
+    positions = source.axis_positions(target, 2 - axis)  # geometry counts its axes x, y, z
+    size = source.shape[axis]
+    if len(positions) == size and np.array_equal(positions, np.arange(size)):
+        return None
+    ratio = target.spacing_mm[2 - axis] / source.spacing_mm[2 - axis]
+    clamped = np.clip(positions, 0, size - 1)[:, None]
+    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(size)[None, :] - clamped) / max(ratio, 1.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def labels_to_working_grid(
+    labels: NDArray[np.integer], geometry: Geometry, orientation: str, spacing_mm: tuple[float, float, float]
+) -> NDArray[np.integer]:
+    """A (z, y, x) label map on the working grid by nearest neighbour, for training and evaluation."""
+    oriented, change = geometry.reoriented(orientation)
+    working = oriented.resampled(spacing_mm)
+    array = change.apply(labels)
+    for axis in range(3):
+        nearest = np.floor(oriented.axis_positions(working, 2 - axis) + 0.5).astype(np.intp)
+        array = np.take(array, np.clip(nearest, 0, array.shape[axis] - 1), axis=axis)
+    return np.ascontiguousarray(array)
+
+
+def normalisation(working: Volume, intensity: Intensity) -> Normalisation:
+    """The per-channel clip and scale of this scan. Raises UnsuitableInputError if a channel has no contrast."""
+    lower, upper = [], []
+    for index, channel in enumerate(working.array):
+        if intensity.kind == "percentile":
+            low, high = np.percentile(channel, [intensity.lower, intensity.upper])
+            if low == high:  # a small object in much air: the percentiles meet, the extremes do not
+                low, high = channel.min(), channel.max()
+        else:
+            low, high = intensity.lower, intensity.upper
+        if not low < high:
+            raise UnsuitableInputError(
+                f"channel {index} holds the single value {low:g} on the model's grid; give a scan with contrast"
+            )
+        lower.append(float(low))
+        upper.append(float(high))
+    scale = tuple(1.0 / (high - low) for low, high in zip(lower, upper, strict=True))
+    return Normalisation(lower=tuple(lower), upper=tuple(upper), offset=tuple(lower), scale=scale)
+
+
+def _by(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

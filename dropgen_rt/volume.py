@@ -1,0 +1,302 @@
+"""Scans in, label maps out. The only module that imports SimpleITK."""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  the name its users know
+
+from dropgen_rt.atomic import atomic_path
+from dropgen_rt.errors import (
+    DropgenError,
+    GeometryError,
+    InputError,
+    MissingInputError,
+    OutputError,
+    UnreadableInputError,
+    UnsuitableInputError,
+)
+from dropgen_rt.geometry import Geometry
+from dropgen_rt.inspect_file import SCAN_SUFFIXES, inspect_file, scan_suffix
+from dropgen_rt.scan_header import RawHeader, refusal
+from dropgen_rt.scan_payload import read_payload
+
+__all__ = [
+    "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "read_label_map",
+    "read_scan", "read_volume", "stem", "write_labels",
+]  # fmt: skip
+
+#: Suffixes that label maps are written under: those of one self-contained file.
+LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+#: Names ending so, before the suffix, are label maps, not scans, where a folder is searched.
+LABEL_ENDINGS = ("_seg", "_dseg", "_label", "_labels")
+
+#: How far what SimpleITK read may be from the raw header, relative: float32 against float64.
+_READ_AGREEMENT = 1e-5
+
+#: sform and qform that put a corner further apart than this share of the smallest voxel edge disagree.
+_TRANSFORM_AGREEMENT = 0.1
+
+# What SimpleITK puts before its messages: an object and its address, another one in every run.
+_OBJECT = re.compile(r"^ITK ERROR: (\w+\(0x\w+\): )?")
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An array (channels, z, y, x) and the grid of its voxels. Raises GeometryError if they do not match."""
+
+    array: np.ndarray
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 4 or self.array.shape[0] < 1 or self.array.shape[1:] != self.geometry.shape:
+            accepted = f"(channels, *{self.geometry.shape})"
+            raise GeometryError(f"array of shape {self.array.shape}; accepted: {accepted}")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A volume read from a file, and what the record of a run says about it.
+
+    ``sha256`` is of the file's bytes (header then data file, if detached), ``voxel_type`` the stored numpy
+    type name, ``warnings`` one sentence each.
+    """
+
+    volume: Volume
+    path: Path
+    sha256: str
+    voxel_type: str
+    warnings: tuple[str, ...]
+
+
+def read_volume(path: str | Path) -> Volume:
+    """The volume of ``read_scan``."""
+    return read_scan(path).volume
+
+
+def read_scan(path: str | Path) -> Scan:
+    """Read one 3D scan: array (1, z, y, x) float32, the header's slope and intercept applied.
+
+    Integers beyond 2**24 are rounded to the nearest float32. Raises MissingInputError,
+    UnreadableInputError, UnsuitableInputError or GeometryError.
+    """
+    path = Path(path)
+    header = inspect_file(path)
+    image, geometry = _load(path, header)
+    array = _voxels(path, image).reshape(1, *geometry.shape)
+    return Scan(
+        volume=Volume(array, geometry),
+        path=path,
+        sha256=_sha256(path, header),
+        voxel_type=header.payload.voxel.newbyteorder("=").name,
+        warnings=header.warnings + _disagreement(header, geometry),
+    )
+
+
+def read_label_map(path: str | Path) -> tuple[np.ndarray, Geometry]:
+    """A label map (z, y, x) int32 and its grid; unlike a scan it may be constant.
+
+    Raises MissingInputError, UnreadableInputError, GeometryError, or UnsuitableInputError if a value is not
+    a whole number from 0 up.
+    """
+    path = Path(path)
+    image, geometry = _load(path, inspect_file(path))
+    stored = sitk.GetArrayViewFromImage(image).reshape(geometry.shape)
+    with np.errstate(invalid="ignore"):
+        labels = stored.astype(np.int32)
+    if labels.min() < 0 or not np.array_equal(labels, stored):
+        given = "values that are not whole numbers from 0 up"
+        raise refusal(UnsuitableInputError, path, given, "a label map", "check that the right file was given")
+    return labels, geometry
+
+
+def write_labels(labels: np.ndarray, geometry: Geometry, path: str | Path) -> None:
+    """Write labels (z, y, x), unsigned integers, compressed; the file appears whole or not at all.
+
+    The format follows the suffix, one of LABEL_SUFFIXES. Raises GeometryError if labels and grid do not
+    match, OutputError if the file cannot be written.
+    """
+    path = Path(path)
+    if labels.shape != geometry.shape:
+        raise GeometryError(f"{path}: labels of shape {labels.shape}; accepted: the grid's {geometry.shape}")
+    if labels.dtype.kind != "u":
+        raise TypeError(f"labels of type {labels.dtype}; accepted: unsigned integers")
+    if scan_suffix(path) not in LABEL_SUFFIXES:
+        accepted = ", ".join(LABEL_SUFFIXES)
+        raise OutputError(f"cannot write {path}: suffix {path.suffix!r}; accepted: {accepted}; rename it")
+    with atomic_path(path) as temporary:
+        _write(labels, geometry, path, temporary)
+
+
+def find_scans(paths: Sequence[str | Path]) -> list[Path]:
+    """The scans that the arguments name, in order, each once; folders stand for the scans in them, sorted.
+
+    Folders are not entered further; hidden files and names ending in LABEL_ENDINGS are passed over there.
+    Raises MissingInputError for a path that does not exist or a folder without scans.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        found.update(dict.fromkeys(_scans_in(path) if path.is_dir() else [_existing(path)]))
+    return list(found)
+
+
+def stem(path: str | Path) -> str:
+    """The file's name without its scan suffix: ``a.b`` of ``a.b.nii.gz``."""
+    path = Path(path)
+    suffix = scan_suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.stem
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise refusal(MissingInputError, path, "no such path", "scans and folders", "check the path")
+    return path
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    scans = sorted(entry for entry in folder.iterdir() if scan_suffix(entry) and _is_scan_name(entry))
+    if not scans:
+        accepted = "scans ending in " + ", ".join(SCAN_SUFFIXES)
+        raise refusal(MissingInputError, folder, "a folder without scans", accepted, "check the path")
+    return scans
+
+
+def _is_scan_name(path: Path) -> bool:
+    return not path.name.startswith(".") and not stem(path).lower().endswith(LABEL_ENDINGS) and path.is_file()
+
+
+def _load(path: Path, header: RawHeader) -> tuple[sitk.Image, Geometry]:
+    with _without_chatter():
+        image = _read_nifti2(header) if header.reader is None else _read_image(path, header)
+    try:
+        geometry = _geometry(image)
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}; export the scan again") from error
+    _check_unchanged(path, header, geometry)
+    return image, geometry
+
+
+def _read_image(path: Path, header: RawHeader) -> sitk.Image:
+    try:
+        return sitk.ReadImage(str(path), imageIO=header.reader or "")
+    except RuntimeError as error:
+        reason = _OBJECT.sub("", str(error).strip().splitlines()[-1].strip())
+        kind: type[InputError] = GeometryError if "orthonormal" in reason else UnreadableInputError
+        step = "export the scan again"
+        raise refusal(kind, path, f"SimpleITK says {reason!r}", "a scan it can read", step) from error
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """The C++ libraries below SimpleITK print to stderr whatever it is told; the exception says enough."""
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, AttributeError):  # a service may run without stderr
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _read_nifti2(header: RawHeader) -> sitk.Image:
+    """SimpleITK has no reader for NIfTI-2; its header is checked and its voxels plain, so it is read here."""
+    stored = read_payload(header.payload).reshape(header.size[::-1])
+    slope, intercept = header.scaling
+    if header.scaling != (1.0, 0.0):
+        stored = stored * slope + intercept
+    image = sitk.GetImageFromArray(stored.astype(stored.dtype.newbyteorder("=")))
+    image.SetSpacing(header.spacing_mm)
+    if header.affines:
+        _, affine = header.affines[0]
+        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetDirection(axes.ravel().tolist())
+        image.SetOrigin(affine[:3, 3].tolist())
+    return image
+
+
+def _geometry(image: sitk.Image) -> Geometry:
+    dimensions = image.GetDimension()
+    direction = np.reshape(image.GetDirection(), (dimensions, dimensions))[:3, :3]
+    size, spacing, origin = image.GetSize(), image.GetSpacing(), image.GetOrigin()
+    return Geometry(size[:3], spacing[:3], origin[:3], tuple(direction.ravel().tolist()))
+
+
+def _check_unchanged(path: Path, header: RawHeader, geometry: Geometry) -> None:
+    """A repair that the raw checks do not know must not pass unseen."""
+    same_spacing = np.allclose(geometry.spacing_mm, header.spacing_mm, rtol=_READ_AGREEMENT, atol=0)
+    if geometry.size != header.size or not same_spacing:
+        given = f"header says {header.size} voxels of {header.spacing_mm} mm, SimpleITK"
+        given += f" reads {geometry.size} of {geometry.spacing_mm}"
+        raise refusal(GeometryError, path, given, "a header read one way", "save the scan as .nii.gz")
+
+
+def _voxels(path: Path, image: sitk.Image) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        array = sitk.GetArrayViewFromImage(image).astype(np.float32)
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        step = "rescale the values"
+        raise refusal(UnsuitableInputError, path, "voxels beyond float32", "magnitudes below 3.4e38", step)
+    if low == high:
+        given, step = f"every voxel is {low:g}", "check that the right file was exported"
+        raise refusal(UnsuitableInputError, path, given, "an image with contrast", step)
+    return array
+
+
+def _sha256(path: Path, header: RawHeader) -> str:
+    digest = hashlib.sha256()
+    for source in dict.fromkeys((path, header.payload.path)):
+        with source.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _disagreement(header: RawHeader, geometry: Geometry) -> tuple[str, ...]:
+    """The warning that sform and qform place the scan differently, and which one is in use."""
+    if len(header.affines) < 2:
+        return ()
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.size) - 1)
+    here = geometry.to_world(corners)
+    apart = {
+        name: float(np.linalg.norm(corners @ affine[:3, :3].T + affine[:3, 3] - here, axis=1).max())
+        for name, affine in header.affines
+    }
+    unused = max(apart, key=lambda name: apart[name] if np.isfinite(apart[name]) else np.inf)
+    if apart[unused] <= _TRANSFORM_AGREEMENT * min(geometry.spacing_mm):
+        return ()
+    used = "qform" if unused == "sform" else "sform"
+    return (f"sform and qform place the scan up to {apart[unused]:.3g} mm apart: the {used} is used",)
+
+
+def _write(labels: np.ndarray, geometry: Geometry, final: Path, temporary: Path) -> None:
+    image = sitk.GetImageFromArray(labels)
+    try:
+        with _without_chatter():
+            image.SetSpacing(geometry.spacing_mm)
+            image.SetOrigin(geometry.origin_mm)
+            image.SetDirection(geometry.direction)
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        inspect_file(temporary)  # on a full disk the NIfTI writer reports success and leaves half a file
+    except (RuntimeError, DropgenError) as error:
+        free = shutil.disk_usage(temporary.parent).free
+        raise OutputError(
+            f"cannot write {final}: it came out incomplete, with {free // 2**20} MiB free on that disk; "
+            "free some space or name another output folder"
+        ) from error
