@@ -1,0 +1,28 @@
+"""A network as inference needs it: evaluation mode, no dropout, batch norms folded into convolutions."""
+
+import copy
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dropgen_rt.train.network import DropGen, UNet
+
+
+def fuse(network: DropGen) -> DropGen:
+    """A copy of ``network`` that computes the same logits with fewer layers; the original stays as it was."""
+    fused = copy.deepcopy(network).eval()
+    fused.drop = nn.Identity()  # type: ignore[assignment]
+    for unet in (fused.segmentor, fused.encoder):
+        if unet is not None:
+            _fold_batch_norms(unet)
+    return fused
+
+
+def _fold_batch_norms(unet: UNet) -> None:
+    """Replace each convolution before a batch norm by their product, and the norm by nothing; indices stay."""
+    for index, layer in enumerate(unet.model):
+        if isinstance(layer, nn.BatchNorm3d):
+            convolution = unet.model[index - 1]
+            assert isinstance(convolution, nn.Conv3d)  # UNet puts one before each of its norms
+            unet.model[index - 1] = fuse_conv_bn_eval(convolution, layer)
+            unet.model[index] = nn.Identity()

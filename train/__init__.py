@@ -1,0 +1,1 @@
+"""PyTorch training: frozen encoder, channel dropout, segmentor. Imports torch and MONAI."""

@@ -1,0 +1,48 @@
+"""Checkpoints: plain values and tensors only, so that ``weights_only=True`` always suffices to load them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dropgen_rt.atomic import atomic_path
+from dropgen_rt.errors import MissingModelError, ModelError
+from dropgen_rt.train.network import UNet, UNetConfig
+
+FORMAT = "dropgen-rt checkpoint 1"
+ENCODER_FORMAT = "dropgen-rt encoder 1"
+
+
+def save(path: Path, content: dict[str, Any], kind: str = FORMAT) -> None:
+    """Write a checkpoint so that it appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        torch.save({"format": kind, **content}, temporary)
+
+
+def load(path: Path, kind: str = FORMAT) -> dict[str, Any]:
+    """Read a checkpoint of this project. Raises MissingModelError, or ModelError for anything else than one."""
+    if not path.is_file():
+        raise MissingModelError(f"{path}: no such checkpoint; give the best.pt or last.pt of a run folder")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler meets foreign bytes with whatever error they lead it to
+        raise ModelError(f"{path}: not a checkpoint of tensors and plain values; it was not opened further") from error
+    if not isinstance(content, dict) or content.get("format") != kind:
+        raise ModelError(f"{path}: not a {kind!r} file; give one that dropgen-rt wrote")
+    return content
+
+
+def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any]) -> None:
+    """Write an encoder with the configuration that rebuilds it and a note of where it came from."""
+    state = {key: value.half() if value.is_floating_point() else value for key, value in encoder.state_dict().items()}
+    save(path, {"config": vars(encoder.config), "state": state, "provenance": provenance}, ENCODER_FORMAT)
+
+
+def load_encoder(path: Path) -> UNet:
+    """An encoder in evaluation mode. Raises MissingModelError or ModelError."""
+    content = load(path, ENCODER_FORMAT)
+    encoder = UNet(UNetConfig(**content["config"]))
+    encoder.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in content["state"].items()}
+    )
+    return encoder.eval()

@@ -1,0 +1,189 @@
+"""The anatomix U-Net and the DropGen network built on it.
+
+Layout and state-dict keys follow the published anatomix checkpoints (Dey et al., arXiv 2411.02372), so
+that those load with ``strict=True``; the fusion follows DropGen (Diaz et al., arXiv 2604.02564).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Method = Literal["dropgen", "erm"]
+METHODS: tuple[Method, ...] = ("dropgen", "erm")
+
+# The feature normalisation's epsilon of the reference; part of the model's definition, not a tuning knob.
+INSTANCE_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Everything that determines a :class:`UNet`'s shape; stored in checkpoints and rebuilt from them."""
+
+    in_channels: int = 1
+    out_channels: int = 16
+    width: int = 16
+    levels: int = 4
+    norm: Literal["batch", "instance"] = "batch"
+    pool: Literal["max", "average"] = "max"
+    upsample: Literal["nearest", "trilinear"] = "nearest"
+    conv_bias: bool = False
+    padding_mode: Literal["reflect", "zeros"] = "reflect"
+
+    @property
+    def stride(self) -> int:
+        """Edges of an input must be multiples of this many voxels."""
+        return 2**self.levels
+
+    @property
+    def smallest_edge(self) -> int:
+        """Reflect padding needs two voxels at the bottleneck; zero padding is content with one."""
+        return self.stride * (2 if self.padding_mode == "reflect" else 1)
+
+
+ANATOMIX = UNetConfig()
+ANATOMIX_DEV = UNetConfig(
+    out_channels=32, width=32, levels=5, norm="instance", pool="average", upsample="trilinear", conv_bias=True
+)
+
+
+class UNet(nn.Module):
+    """(batch, in, z, y, x) float -> (batch, out, z, y, x) float; edges are multiples of ``2**levels``.
+
+    All layers sit in one flat ``Sequential`` called ``model``, because the published state dicts number
+    them that way; ``_plan`` remembers which of them store and which concatenate a skip.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        self._saves: set[int] = set()
+        self._concatenates: set[int] = set()
+
+        def convolve(inputs: int, outputs: int) -> None:
+            layers.extend([_conv(inputs, outputs, config), _norm(outputs, config), nn.ReLU()])
+
+        width = config.width
+        convolve(config.in_channels, width)
+        for level in range(config.levels):
+            wider = width if level == 0 else width * 2
+            convolve(width, wider)
+            convolve(wider, wider)
+            width = wider
+            self._saves.add(len(layers) - 1)
+            layers.append(nn.MaxPool3d(2) if config.pool == "max" else nn.AvgPool3d(2))
+        convolve(width, width * 2)
+        convolve(width * 2, width * 2)
+        width *= 2
+        for _ in range(config.levels):
+            self._concatenates.add(len(layers))
+            layers.append(_upsample(config))
+            convolve(width + width // 2, width // 2)
+            convolve(width // 2, width // 2)
+            width //= 2
+        layers.append(_conv(width, config.out_channels, config))
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for index, layer in enumerate(self.model):
+            x = layer(x)
+            if index in self._saves:
+                skips.append(x)
+            if index in self._concatenates:
+                x = torch.cat([skips.pop(), x], dim=1)
+        return x
+
+
+def _conv(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:
+    return nn.Conv3d(inputs, outputs, 3, padding="same", padding_mode=config.padding_mode, bias=config.conv_bias)
+
+
+def _norm(channels: int, config: UNetConfig) -> nn.Module:
+    if config.norm == "batch":
+        return nn.BatchNorm3d(channels)
+    return nn.InstanceNorm3d(channels, eps=1e-2)
+
+
+def _upsample(config: UNetConfig) -> nn.Module:
+    if config.upsample == "nearest":
+        return nn.Upsample(scale_factor=2, mode="nearest")
+    return nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False)
+
+
+class DropGen(nn.Module):
+    """``segmentor(dropout3d(concat[image, instance_norm(encoder(image))]))``; the encoder never learns.
+
+    Dropout takes whole channels, the image's own included, and only while training; survivors are scaled
+    by ``1 / (1 - drop)``. With ``method="erm"`` there is no encoder and no dropout: the baseline.
+    (batch, channels, z, y, x) float -> logits (batch, classes, z, y, x) float.
+    """
+
+    def __init__(
+        self, segmentor: UNetConfig, encoder: UNetConfig | None, drop: float = 0.75, method: Method = "dropgen"
+    ) -> None:
+        super().__init__()
+        if (encoder is not None) != (method == "dropgen"):
+            raise ValueError(f"method {method!r} {'needs' if method == 'dropgen' else 'takes no'} encoder")
+        self.method = method
+        self.drop = nn.Dropout3d(drop)
+        self.segmentor = UNet(segmentor)
+        self.encoder = UNet(encoder) if encoder is not None else None
+        if self.encoder is not None:
+            self.encoder.requires_grad_(False)
+            features = self.encoder.config.out_channels
+            # c images make c * (1 + features) channels
+            self._start_from_the_image(segmentor.in_channels // (1 + features))
+            self.feature_norm = nn.InstanceNorm3d(self.encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
+
+    def _start_from_the_image(self, images: int) -> None:
+        """Zero the first layer's feature weights: the segmentor begins as the image's own and takes features in.
+
+        Sixteen standardised features otherwise drown one image, and a short training sees little but them.
+        """
+        first = self.segmentor.model[0]
+        assert isinstance(first, nn.Conv3d)
+        with torch.no_grad():
+            first.weight[:, images:] = 0
+
+    def train(self, mode: bool = True) -> "DropGen":
+        """Switch modes, except that the frozen encoder stays in evaluation mode for ever."""
+        super().train(mode)
+        if self.encoder is not None:
+            self.encoder.eval()
+        return self
+
+    @property
+    def stride(self) -> int:
+        return max(net.config.stride for net in (self.segmentor, self.encoder) if net is not None)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.encoder is None:
+            return self.segmentor(image)
+        with torch.no_grad():
+            # Each image channel passes through the single-channel encoder on its own.
+            single = [self.feature_norm(self.encoder(channel)) for channel in image.split(1, dim=1)]
+            features = torch.cat(single, dim=1) if len(single) > 1 else single[0]
+        return self.segmentor(self.drop(torch.cat([image, features], dim=1)))
+
+    def description(self) -> dict[str, object]:
+        """What :func:`rebuild` needs, as plain JSON types."""
+        return {
+            "method": self.method,
+            "drop": self.drop.p,
+            "segmentor": asdict(self.segmentor.config),
+            "encoder": asdict(self.encoder.config) if self.encoder is not None else None,
+        }
+
+
+def rebuild(description: dict) -> DropGen:
+    """The network that :meth:`DropGen.description` told of, with fresh weights."""
+    encoder = description["encoder"]
+    return DropGen(
+        UNetConfig(**description["segmentor"]),
+        UNetConfig(**encoder) if encoder is not None else None,
+        drop=description["drop"],
+        method=description["method"],
+    )
