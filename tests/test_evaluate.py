@@ -1,0 +1,185 @@
+"""Dice by hand, the merge table, grids that differ, and the two files written."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from dropgen_rt.dataset_labels import PALETTE, read_label_table
+from dropgen_rt.errors import (
+    GeometryError,
+    InputError,
+    MissingInputError,
+    OutputError,
+    UnreadableInputError,
+    UsageError,
+)
+from dropgen_rt.evaluate import dice_per_label, evaluate_files
+from dropgen_rt.geometry import Geometry
+from dropgen_rt.volume import write_labels
+
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def line(*values):
+    return np.array(values, np.uint8).reshape(1, 1, -1)
+
+
+def write(path, labels, origin_mm=(0.0, 0.0, 0.0), direction=IDENTITY, spacing_mm=(1.0, 1.0, 1.0)):
+    write_labels(labels, Geometry(labels.shape[::-1], spacing_mm, origin_mm, direction), path)
+    return path
+
+
+def table(path, **content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_dice_by_hand():
+    scores = dice_per_label(line(0, 1, 1, 1, 2, 0), line(0, 1, 1, 2, 2, 4), 4)
+    # label 1: 2 * 2 / (3 + 2); label 2: 2 * 1 / (1 + 2); label 3: nowhere; label 4: only in the reference
+    assert scores[:2] == pytest.approx([4 / 5, 2 / 3])
+    assert math.isnan(scores[2])
+    assert scores[3] == 0
+
+
+def test_dice_of_a_map_with_itself_is_one():
+    labels = np.random.default_rng(0).integers(0, 4, (5, 6, 7), np.uint8)
+    assert dice_per_label(labels, labels, 3).tolist() == [1, 1, 1]
+
+
+def test_values_beyond_the_labels_are_no_labels():
+    assert dice_per_label(line(1, 9), line(1, 7).astype(np.uint16), 1).tolist() == [1]
+
+
+def test_two_files(tmp_path):
+    prediction = write(tmp_path / "p.nii.gz", line(0, 1, 1, 1, 3, 0))
+    label = write(tmp_path / "l.nrrd", line(0, 1, 1, 3, 3, 0))
+    assert list(evaluate_files(prediction, label, None, None)) == [
+        "0.8000  label 1", "nan  label 2", "0.6667  label 3", "mean Dice 0.7333",
+    ]  # fmt: skip
+
+
+def test_source_values_are_merged_in_the_reference_only(tmp_path):
+    prediction = write(tmp_path / "p.nii.gz", line(1, 1, 2, 0, 0))
+    label = write(tmp_path / "l.nii.gz", line(3, 53, 17, 99, 0))
+    labels = {"background": 0, "hippocampus": [3, 53], "amygdala": 17}
+    lines = list(evaluate_files(prediction, label, table(tmp_path / "dataset.json", labels=labels), None))
+    assert lines == ["1.0000  hippocampus", "1.0000  amygdala", "mean Dice 1.0000"]
+
+
+def test_json_and_csv_are_written(tmp_path):
+    prediction = write(tmp_path / "NaN_p.nii.gz", line(1, 1, 3))
+    label = write(tmp_path / "l.nii.gz", line(1, 0, 3))
+    out = tmp_path / "result.json"
+    list(evaluate_files(prediction, label, None, out))
+    document = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert document["prediction"] == "NaN_p.nii.gz"
+    assert document["mean_dice"] == pytest.approx((2 / 3 + 1) / 2)
+    assert document["labels"] == [
+        {"label": "label 1", "value": 1, "dice": pytest.approx(2 / 3)},
+        {"label": "label 2", "value": 2, "dice": None},
+        {"label": "label 3", "value": 3, "dice": 1.0},
+    ]
+    with (tmp_path / "result.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == ["label 1", "label 2", "label 3"]
+    assert float(rows[0]["dice"]) == pytest.approx(2 / 3)
+    assert math.isnan(float(rows[1]["dice"]))
+
+
+def test_two_empty_maps_have_no_mean(tmp_path):
+    path = write(tmp_path / "p.nii.gz", line(0, 0))
+    assert list(evaluate_files(path, path, None, None)) == ["nan  label 1", "mean Dice nan"]
+
+
+CUBE = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+SWAPPED = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # x and y: voxel 0 and the opposite corner stay in place
+
+
+@pytest.mark.parametrize(
+    ("labels", "change"),
+    [
+        (np.zeros((3, 3, 4), np.uint8), {}),
+        (CUBE, {"origin_mm": (0.0, 0.0, 0.5)}),
+        (CUBE, {"spacing_mm": (1.0, 1.1, 1.0)}),
+        (CUBE, {"direction": (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), "origin_mm": (2.0, 0.0, 0.0)}),
+        (CUBE, {"direction": SWAPPED}),
+    ],
+    ids=["size", "origin", "spacing", "flip", "swap"],
+)
+def test_other_grids_are_refused(tmp_path, labels, change):
+    prediction = write(tmp_path / "p.nii.gz", CUBE)
+    label = write(tmp_path / "l.nii.gz", labels, **change)
+    with pytest.raises(GeometryError, match="are not on one grid; give a prediction made from the labelled scan"):
+        list(evaluate_files(prediction, label, None, None))
+
+
+def test_a_rounded_origin_is_the_same_grid(tmp_path):
+    prediction = write(tmp_path / "p.nii.gz", CUBE, (100.123456, 0.0, 0.0))
+    label = write(tmp_path / "l.nii.gz", CUBE, (100.1235, 0.0, 0.0))
+    assert list(evaluate_files(prediction, label, None, None))[-1] == "mean Dice 1.0000"
+
+
+def test_refused_files_leave_nothing(tmp_path):
+    path = write(tmp_path / "p.nii.gz", line(1, 2))
+    with pytest.raises(UsageError, match=r"must end in \.json"):
+        list(evaluate_files(path, path, None, tmp_path / "out.csv"))
+    with pytest.raises(MissingInputError):
+        list(evaluate_files(path, tmp_path / "none.nii.gz", None, tmp_path / "out.json"))
+    with pytest.raises(OutputError):
+        list(evaluate_files(path, path, None, tmp_path / "none" / "out.json"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["p.nii.gz"]
+
+
+def test_both_styles_of_label_tables(tmp_path):
+    nnunet = read_label_table(table(tmp_path / "a.json", labels={"background": 0, "b": [4, 5], "a": 2}))
+    decathlon = read_label_table(table(tmp_path / "b.json", labels={"0": "background", "4": "b", "2": "a"}))
+    assert nnunet.sources == ((4, 5), (2,)) and decathlon.sources == ((4,), (2,))
+    for found in (nnunet, decathlon):
+        assert [(label.value, label.name, label.colour) for label in found.labels] == [
+            (1, "b", PALETTE[0]), (2, "a", PALETTE[1]),
+        ]  # fmt: skip
+    assert nnunet.merge(line(0, 2, 4, 5, 200)).ravel().tolist() == [0, 2, 1, 1, 0]
+    assert nnunet.merge(line(0)).dtype == np.uint8
+
+
+def test_colours_may_be_named(tmp_path):
+    found = read_label_table(table(tmp_path / "a.json", labels={"a": 1, "b": 2}, colours={"b": [1, 2, 3]}))
+    assert [label.colour for label in found.labels] == [PALETTE[0], (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"labels": []},
+        {"labels": {}},
+        {"labels": {"background": 0}},
+        {"labels": {"a": -1}},
+        {"labels": {"a": []}},
+        {"labels": {"a": None}},
+        {"labels": {"a": {"b": 1}}},
+        {"labels": {"x": "a"}},
+        {"labels": {"1": ""}},
+        {"labels": {"a": 1}, "colours": {"a": "red"}},
+        {"labels": {"a": 1}, "colours": {"a": [1, 2, 999]}},
+        {"labels": {"a": 1}, "colours": 5},
+    ],
+    ids=str,
+)
+def test_a_table_without_usable_labels_is_refused(tmp_path, content):
+    path = table(tmp_path / "dataset.json", **content)
+    with pytest.raises(UnreadableInputError) as caught:
+        read_label_table(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[1]", "\xff"])
+def test_what_is_no_table_is_refused(tmp_path, text):
+    path = tmp_path / "dataset.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        read_label_table(path)

@@ -1,0 +1,79 @@
+"""What ships: wheel and sdist against the tree, and the wheel installed in a clean environment."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from shared_data import DATA, needs
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"dropgen_rt": "dropgen_rt", "kernels": "dropgen_rt/kernels", "export": "dropgen_rt/export"}
+ROOMS["train"] = "dropgen_rt/train"
+
+
+def run(*command: object, **options: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tracked() -> set[str]:
+    listing = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    return {name for name in listing.splitlines() if (ROOT / name).is_file()}
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, and the wheel built from the sdist, as a release would make them."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", out, ROOT)
+    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_four_rooms_and_nothing_else(distributions: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        names = set(wheel.namelist())
+    expected = set()
+    for name in tracked():
+        room, _, rest = name.partition("/")
+        if room in ROOMS and rest:
+            expected.add(f"{ROOMS[room]}/{rest}")
+    inside = {name for name in names if ".dist-info/" not in name}
+    compiled = {name for name in inside if name.startswith("dropgen_rt/kernels/_host.") and name.endswith(".so")}
+    assert len(compiled) == 1
+    assert inside - compiled == expected
+    licences = {name.rsplit("/", 1)[1] for name in names if "/licenses/" in name}
+    assert licences == {"LICENSE", "NOTICE"}
+
+
+@pytest.mark.slow
+def test_sdist_holds_what_is_tracked(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert tracked() <= names
+
+
+@needs("data/brain_t1")
+@pytest.mark.slow
+def test_wheel_works_in_a_clean_environment_without_torch(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    run(home / "bin" / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", distributions[1])
+    code = "import dropgen_rt, sys; assert 'torch' not in sys.modules; print(dropgen_rt.__file__)"
+    python = home / "bin" / "python"
+    assert str(home) in run(python, "-c", code, cwd=tmp_path)
+    packages = next((home / "lib").glob("python*")) / "site-packages"
+    assert not {"kernels", "export", "train", "torch"} & {entry.name for entry in packages.iterdir()}
+    scan = DATA / "brain_t1" / "fs_subject_T1norm.nii.gz"
+    environment = {**os.environ, "DROPGEN_RT_HOME": str(tmp_path / "home")}
+    output = run(home / "bin" / "dropgen-rt", "infer", scan, "-o", tmp_path, env=environment, cwd=tmp_path)
+    assert output.splitlines()[-1] == f"wrote {tmp_path / 'fs_subject_T1norm_seg.nii.gz'}"
+    asked = subprocess.run([home / "bin" / "dropgen-rt", "train", "x", "--out", "y"], capture_output=True, text=True)
+    assert asked.returncode == 2
+    assert asked.stderr == "error: this command needs torch; install it with: pip install 'dropgen-rt[train]'\n"

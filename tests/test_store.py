@@ -1,0 +1,106 @@
+"""Models by name: installed, found, made the default, and names that could leave the folder."""
+
+from pathlib import Path
+
+import pytest
+
+from dropgen_rt.errors import MissingModelError, OutputError, UsageError
+from dropgen_rt.model import read_model
+from dropgen_rt.store import (
+    DEMO_MODEL,
+    cache_folder,
+    check_name,
+    default_name,
+    find_model,
+    install,
+    installed,
+    open_named,
+)
+from dropgen_rt.store import home as data_folder
+
+pytestmark = pytest.mark.usefixtures("home")
+
+BAD_NAMES = ["", ".", "..", "../x", "a/b", "/abs", ".hidden", "-x", "a b", "a\n", "ü", "x" * 65, "a\0b", "a\\b", "~"]
+
+
+def test_the_data_folder_follows_the_variable(home, monkeypatch):
+    assert data_folder() == home
+    assert cache_folder() == home / "cache"
+    assert cache_folder().is_dir()
+    monkeypatch.delenv("DROPGEN_RT_HOME")
+    assert data_folder().name == "dropgen-rt"
+    assert data_folder().is_absolute()
+
+
+@pytest.mark.parametrize("name", ["a", "brain9", "ct_v1.2-final", "9", "x" * 64])
+def test_good_names(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_could_leave_the_folder_are_refused(name, model, home):
+    with pytest.raises(UsageError, match="accepted are letters, digits"):
+        check_name(name)
+    with pytest.raises(UsageError):
+        install(model, name, make_default=True)
+    assert list(home.rglob("*")) == []
+
+
+def test_install_then_open(model, home):
+    folder = install(model, "mine", make_default=False)
+    assert folder == home / "models" / "mine"
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+    opened = open_named("mine")
+    assert (opened.content, opened.sha256, opened.manifest) == (model.content, model.sha256, model.manifest)
+    assert default_name() == DEMO_MODEL
+    assert "mine" in installed()
+
+
+def test_the_default_is_the_one_installed_so(model):
+    install(model, "first", make_default=True)
+    install(model, "second", make_default=True)
+    install(model, "third", make_default=False)
+    assert default_name() == "second"
+    assert find_model(None) == find_model("second")
+    assert set(installed()) - {DEMO_MODEL} == {"first", "second", "third"}
+    assert installed() == sorted(installed())
+
+
+def test_installing_again_replaces(model, tiny, tmp_path):
+    install(model, "mine", make_default=False)
+    other = read_model(tiny.write(tmp_path / "other.onnx", notice="another"))
+    install(other, "mine", make_default=False)
+    assert open_named("mine").manifest.notice == "another"
+
+
+def test_a_path_is_taken_as_it_is(model_file, monkeypatch):
+    assert find_model(str(model_file)) == model_file
+    assert find_model("beside.onnx") == Path("beside.onnx")
+    monkeypatch.chdir(model_file.parent)
+    assert open_named("tiny.onnx").manifest.name == "tiny"
+
+
+def test_an_unknown_name_lists_the_known(model):
+    install(model, "mine", make_default=False)
+    with pytest.raises(MissingModelError, match=r"no model named 'theirs'; installed are: .*mine"):
+        find_model("theirs")
+
+
+def test_a_default_that_is_gone(home):
+    (home / "default").write_text("gone\n")
+    with pytest.raises(MissingModelError, match="'gone'"):
+        open_named(None)
+
+
+def test_a_default_that_leaves_the_folder(home):
+    (home / "default").write_text("../../etc\n")
+    with pytest.raises((UsageError, MissingModelError)):
+        open_named(None)
+
+
+def test_a_data_folder_that_cannot_be_made(model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("DROPGEN_RT_HOME", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"cannot write .*file/models/mine"):
+        install(model, "mine", make_default=True)
+    assert cache_folder() is None

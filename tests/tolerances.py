@@ -1,0 +1,45 @@
+"""Every tolerance of the tests: a name, a number and a reason. What is not here is compared bit for bit."""
+
+# Softmax probability, absolute, host against NumPy. The host keeps a running sum over up to 128 classes and
+# takes expf from the C library; NumPy sums at the end, with its own exp: about 2 roundings of 6e-8 per class.
+PROBABILITY = 2e-5
+
+# A constant field through weights and back, relative: the sum over 8 windows, its division by the total
+# weight in two steps and the two interpolations round about 20 times by 6e-8.
+CONSTANT_FIELD = 2e-6
+
+# float32 against the same interpolation in float64, relative to the largest logit: about 10 roundings of
+# 6e-8 each.
+INTERPOLATION = 2e-6
+
+# Logits of the whole window road against MONAI's, over the range of MONAI's logits. Both run the same network
+# on the same windows; sums over up to 8 windows are rounded in another order, and OpenVINO's convolutions
+# differ from PyTorch's in the last bits.
+LOGIT_PARITY = 1e-4
+
+# A product of three axis totals against the sum of products over windows in float64, relative: about 30
+# float32 roundings of 6e-8.
+WEIGHT_TOTAL = 2e-6
+
+# float32 resampling with weights rounded to float32, relative to the largest value: about 30 roundings.
+RESAMPLING = 2e-6
+
+# A linear ramp after resampling to a coarser grid, in source voxels: a triangle sampled at whole voxels has its
+# centre off by up to 0.086 (at a ratio of 1.21) where the ratio is no whole number, by 0 where it is.
+RAMP_VOXELS = 0.09
+
+# The smooth phantom on another grid and back, in intensities of 0 to 100: linear interpolation errs by
+# curvature * spacing^2 / 8, and the widened triangle by about twice that: 100 / 10^2 * 3^2 / 8 = 1.1, three times.
+SMOOTH_PHANTOM = 3.5
+
+# Network outputs against the original code's, relative in the Euclidean norm: both sum up to 10^4 fp32 products
+# per voxel and layer, in an order that differs by machine; the issue's own bound.
+NETWORK_ORACLE = 1e-5
+
+# Labels of one scan stored in 48 orientations, Dice: flips change the order in which fp32 sums are taken, and
+# so only voxels at a tie.
+REORIENTED_DICE = 0.995
+
+# What nearest neighbour adds to it: a label moves by up to half the diagonal of a working voxel, 0.87 mm, where
+# the phantom climbs by 100 / 10 * 0.61 per mm.
+NEAREST_PHANTOM = 5.5

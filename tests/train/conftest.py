@@ -1,0 +1,48 @@
+"""A data set small enough to train on in seconds: bright balls in noise, two labels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
+
+from dropgen_rt.train import checkpoint
+from dropgen_rt.train.network import UNet, UNetConfig
+
+
+def write_image(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+
+
+def ball_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image (20, 22, 24) float32 and labels uint8: a ball whose left half is label 1, right half label 2."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.indices((20, 22, 24))
+    centre = rng.uniform(8, 12, 3)
+    inside = (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < 36
+    labels = np.where(inside, np.where(x < centre[2], 1, 2), 0).astype(np.uint8)
+    image = 100 * np.array([0.1, 0.6, 1.0])[labels] + rng.normal(0, 5, labels.shape)
+    return image.astype(np.float32), labels
+
+
+@pytest.fixture
+def balls(tmp_path: Path) -> Path:
+    """A data folder in the nnU-Net layout with six cases."""
+    folder = tmp_path / "balls"
+    for case in range(6):
+        image, labels = ball_case(case)
+        write_image(image, folder / "imagesTr" / f"case{case}_0000.nii.gz")
+        write_image(labels, folder / "labelsTr" / f"case{case}.nii.gz")
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "dim": 1, "bright": 2}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    """An encoder file with random weights."""
+    path = tmp_path / "encoder.pt"
+    checkpoint.save_encoder(path, UNet(UNetConfig(out_channels=4, width=4, levels=2, padding_mode="zeros")), {})
+    return path

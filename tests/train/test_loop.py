@@ -1,0 +1,119 @@
+"""Training learns, stops soundly, and resumes to the very weights of an unbroken run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dropgen_rt.errors import DropgenError, ModelError, UsageError
+from dropgen_rt.train import checkpoint
+from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.loop import load_network, train
+from dropgen_rt.train.pretrain import balanced_voxels, contrastive_loss, pretrain
+
+CONFIG = TrainConfig(steps=6, window=(16, 16, 16), width=4, levels=2, validate_every=3, drop=0.5)
+
+
+def run(data: Path, out: Path, config: TrainConfig, encoder: Path | None, resume: bool = False) -> list[dict]:
+    rows: list[dict] = []
+    train(data, out, config, encoder, resume, rows.append)
+    return rows
+
+
+def test_learns_two_labels(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=120, validate_every=120, width=8, learning_rate=5e-3)
+    rows = run(balls, tmp_path / "run", config, encoder)
+    assert rows[-1]["dice"] > 0.6
+    assert np.mean([row["loss"] for row in rows[-10:]]) < 0.6 * rows[0]["loss"]
+
+
+def test_resumed_equals_unbroken(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    whole = run(balls, tmp_path / "whole", CONFIG, encoder)
+
+    class StopError(Exception):
+        pass
+
+    def stop(row: dict) -> None:
+        if row["step"] == 4:  # one past the checkpoint of step 3
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(balls, tmp_path / "broken", CONFIG, encoder, False, stop)
+    resumed = run(balls, tmp_path / "broken", CONFIG, encoder, resume=True)
+    assert [row["step"] for row in resumed] == [4, 5, 6]
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in whole[3:]]
+    first, second = (load_network(tmp_path / name / "last.pt")[0].state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_resume_with_other_options_is_refused(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    run(balls, tmp_path / "run", CONFIG, encoder)
+    with pytest.raises(UsageError, match="trained with other options"):
+        run(balls, tmp_path / "run", replace(CONFIG, drop=0.25), encoder, resume=True)
+
+
+def test_erm_needs_no_encoder(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, method="erm")
+    assert len(run(balls, tmp_path / "run", config, None)) == 6
+    network, _ = load_network(tmp_path / "run" / "best.pt")
+    assert network.encoder is None
+    with pytest.raises(UsageError, match="takes no encoder"):
+        run(balls, tmp_path / "run2", config, encoder)
+    with pytest.raises(UsageError, match="needs an encoder"):
+        run(balls, tmp_path / "run3", CONFIG, None)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=50, learning_rate=1e30)
+    with pytest.raises(DropgenError, match="is the last sound state"):
+        run(balls, tmp_path / "run", config, encoder)
+
+
+def test_init_starts_from_the_weights_of_a_like_network(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    run(balls, tmp_path / "first", CONFIG, encoder)
+    start = tmp_path / "first" / "last.pt"
+    config = replace(CONFIG, steps=1, validate_every=1, learning_rate=1e-12)
+    train(balls, tmp_path / "second", config, encoder, False, lambda row: None, init=start)
+    first, second = (load_network(tmp_path / name / "last.pt")[0] for name in ("first", "second"))
+    assert torch.allclose(first.segmentor.model[0].weight, second.segmentor.model[0].weight, atol=1e-6)
+    with pytest.raises(UsageError, match="another layout"):
+        train(balls, tmp_path / "x", replace(config, width=8), encoder, False, lambda row: None, init=start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": 1.0}, "drop 1.0"),
+        ({"method": "magic"}, "method 'magic'"),
+        ({"steps": 0}, "at least 1"),
+        ({"window": (48, 48, 40)}, "multiples of 16"),
+        ({"window": (48, 48, 48), "levels": 5}, "multiples of 32"),
+    ],
+)
+def test_options_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(**options)
+
+
+def test_pretraining_writes_a_loadable_encoder(balls: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    pretrain(balls / "labelsTr", tmp_path / "encoder.pt", 2, 4, 0, lines.append)
+    assert lines[-1].startswith("step 2 of 2: loss ")
+    assert checkpoint.load_encoder(tmp_path / "encoder.pt").config.width == 4
+    with pytest.raises(ModelError, match="not a 'dropgen-rt checkpoint 1' file"):
+        checkpoint.load(tmp_path / "encoder.pt")
+
+
+def test_contrastive_loss_prefers_agreeing_features() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    agreeing = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    assert contrastive_loss(agreeing, labels) < contrastive_loss(agreeing[[0, 2, 1, 3]], labels)
+
+
+def test_balanced_voxels_reach_small_labels() -> None:
+    labels = torch.zeros(20, 20, 20, dtype=torch.uint8)
+    labels[:3, :3, :3] = 1
+    chosen = labels.reshape(-1)[balanced_voxels(labels, 1000, np.random.default_rng(0))]
+    assert 300 < int((chosen == 1).sum()) < 700

@@ -1,0 +1,130 @@
+"""The networks against the published layouts and the outputs of the original code."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from shared_data import SHARED, needs
+from tolerances import NETWORK_ORACLE
+
+from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
+
+SEGMENTOR = UNetConfig(in_channels=17, out_channels=4, width=20, levels=5)
+SMALL = UNetConfig(width=4, levels=2, padding_mode="zeros")
+
+
+def seeded(network: torch.nn.Module) -> torch.nn.Module:
+    """The state that the oracle's outputs were made with (facts/dropgen.md)."""
+    generator = np.random.default_rng(0)
+    state = network.state_dict()
+    for key, tensor in state.items():
+        if tensor.dtype == torch.int64:
+            continue
+        draw = generator.standard_normal(tuple(tensor.shape)).astype(np.float32)
+        if key.endswith("running_var"):
+            draw = np.abs(draw) * np.float32(0.5) + np.float32(0.5)
+        elif draw.ndim == 1:
+            draw = draw * np.float32(0.1) + np.float32(key.endswith("weight"))
+        else:
+            draw = draw * np.float32(np.sqrt(2 / np.prod(draw.shape[1:])))
+        state[key] = torch.from_numpy(draw.astype(np.float32))
+    network.load_state_dict(state, strict=True)
+    return network.eval()
+
+
+@needs("facts")
+@pytest.mark.parametrize(
+    ("config", "table"), [(ANATOMIX, "anatomix"), (ANATOMIX_DEV, "anatomix_dev"), (SEGMENTOR, "segmentor")]
+)
+def test_state_dict_is_the_published_one(config: UNetConfig, table: str) -> None:
+    with (SHARED / "facts" / f"{table}_state_dict.tsv").open(encoding="utf-8") as file:
+        expected = [(row["key"], row["shape"]) for row in csv.DictReader(file, delimiter="\t")]
+    with torch.device("meta"):
+        state = UNet(config).state_dict()
+    shapes = [(key, "x".join(map(str, tensor.shape)) or "scalar") for key, tensor in state.items()]
+    if table == "segmentor":  # the table is of another number of classes
+        expected, shapes = expected[:-1], shapes[:-1]
+    assert shapes == expected
+
+
+@needs("facts/network_oracle.npz")
+@pytest.mark.parametrize(("name", "config"), [("anatomix", ANATOMIX), ("segmentor", SEGMENTOR)])
+def test_outputs_equal_the_original_code(name: str, config: UNetConfig) -> None:
+    shape = (1, 1, 32, 48, 32) if name == "anatomix" else (1, 17, 64, 64, 64)
+    oracle = np.load(SHARED / "facts" / "network_oracle.npz")[name]
+    image = torch.from_numpy(np.random.default_rng(1).random(shape, dtype=np.float32))
+    with torch.no_grad():
+        ours = seeded(UNet(config))(image).numpy()[:, :, ::4, ::4, ::4]
+    assert np.linalg.norm(ours - oracle) <= NETWORK_ORACLE * np.linalg.norm(oracle)
+
+
+def dropgen(drop: float = 0.5) -> DropGen:
+    torch.manual_seed(0)
+    segmentor = UNetConfig(in_channels=17, out_channels=3, width=4, levels=2, padding_mode="zeros")
+    return DropGen(segmentor, SMALL, drop=drop)
+
+
+def test_encoder_is_frozen_and_stays_in_evaluation_mode() -> None:
+    network = dropgen().train()
+    assert network.encoder is not None
+    before = {key: value.clone() for key, value in network.encoder.state_dict().items()}
+    network(torch.rand(1, 1, 16, 16, 16)).sum().backward()
+    assert all(p.grad is None for p in network.encoder.parameters())
+    assert not network.encoder.training
+    assert network.segmentor.training
+    assert all(torch.equal(before[key], value) for key, value in network.encoder.state_dict().items())
+
+
+def test_dropout_takes_whole_channels_the_image_included() -> None:
+    network = dropgen(drop=0.75).train()
+    seen = []
+    network.segmentor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for seed in range(40):
+        torch.manual_seed(seed)
+        network(torch.rand(1, 1, 16, 16, 16) + 0.5)
+    alive = torch.stack([(x[0].abs().amax((1, 2, 3)) > 0) for x in seen]).float()  # (draws, 17)
+    assert 0.15 < alive.mean() < 0.35  # a quarter survives
+    assert 0 < alive[:, 0].mean() < 1  # the image is dropped too, and not always
+    image = next(x[0, 0] for x, kept in zip(seen, alive, strict=True) if kept[0])
+    assert image.min() >= 0.5 / 0.25  # survivors are scaled by 1 / (1 - p)
+
+
+def test_evaluation_drops_nothing() -> None:
+    network = dropgen(drop=0.75).eval()
+    image = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(network(image), network(image))
+
+
+def test_erm_is_the_segmentor_alone() -> None:
+    network = DropGen(UNetConfig(out_channels=3, width=4, levels=2), None, method="erm").eval()
+    image = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(network(image), network.segmentor(image))
+
+
+@pytest.mark.parametrize("method", ["dropgen", "erm"])
+def test_method_and_encoder_must_agree(method: str) -> None:
+    encoder = None if method == "dropgen" else SMALL
+    with pytest.raises(ValueError, match=f"method '{method}'"):
+        DropGen(SMALL, encoder, method=method)  # type: ignore[arg-type]
+
+
+def test_description_rebuilds_the_network() -> None:
+    network = dropgen()
+    again = rebuild(network.description())
+    again.load_state_dict(network.state_dict(), strict=True)
+    image = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(again.eval()(image), network.eval()(image))
+
+
+def test_output_has_the_input_grid() -> None:
+    config = UNetConfig(1, 5, 4, 2, padding_mode="zeros")
+    edge = config.stride * 2
+    assert UNet(config)(torch.rand(2, 1, edge, edge, 2 * edge)).shape == (2, 5, edge, edge, 2 * edge)
+
+
+def test_segmentor_begins_as_the_images_own() -> None:
+    network = dropgen(drop=0.0).eval()
+    first = network.segmentor.model[0].weight
+    assert first[:, 1:].abs().max() == 0
+    assert first[:, :1].abs().max() > 0
