@@ -115,3 +115,38 @@ def _legend(
         pen.text((left + 22, y), f"{label.name}  {volume.volume_ml:.1f} mL", INK, font)
     if len(shown) < len(names):
         pen.text((left, 2 * MARGIN_PX + len(shown) * 22), f"and {len(names) - len(shown)} more", INK, font)
+
+
+MOSAIC_TILES, MOSAIC_COLUMNS, MOSAIC_TILE_PX = 20, 5, 200
+
+
+def mosaic(
+    scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[LabelVolume, ...], heading: str
+) -> NDArray[np.uint8]:
+    """(rows, columns, 3) RGB: axial slices evenly through what is labelled, under ``heading``, with the legend.
+
+    Seen as radiologists do, patient's left on the right. ``scan`` (C, z, y, x) and ``labels`` (1, z, y, x) share
+    one grid.
+    """
+    geometry, change = scan.geometry.reoriented("LPS")
+    grey, marked = _grey(change.apply(scan.array[0])), change.apply(labels.array[0])
+    filled = np.flatnonzero(marked.any(axis=(1, 2)))
+    first, last = (int(filled[0]), int(filled[-1])) if filled.size else (0, len(marked) - 1)
+    shown = np.unique(np.linspace(first, last, MOSAIC_TILES).round().astype(int))
+    columns = min(MOSAIC_COLUMNS, len(shown))
+    edge, top = MOSAIC_TILE_PX, 2 * MARGIN_PX + 14
+    rows = -(-len(shown) // columns)
+    size = (columns * edge + MARGIN_PX + LEGEND_PX, max(top + rows * edge, top + PANEL_PX))
+    canvas = Image.new("RGB", size, PAPER)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    pen.text((MARGIN_PX, MARGIN_PX // 2), heading, INK, font)
+    spacing = geometry.spacing_mm
+    extent = np.array([grey.shape[2] * spacing[0], grey.shape[1] * spacing[1]])
+    width, height = (int(n) for n in np.maximum((extent * (edge - 4) / extent.max()).round(), 1))
+    for place, index in enumerate(shown[::-1]):  # from the head down
+        tile = Image.fromarray(_tile(grey, marked, _PLANES[0], int(index), names))
+        left, upper = place % columns * edge, top + place // columns * edge
+        canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), (left, upper))
+        pen.text((left + width - 12, upper), "L", INK, font)
+    _legend(pen, font, size[0] - LEGEND_PX, names, volumes)
+    return np.asarray(canvas)

@@ -12,7 +12,7 @@ from pydicom.uid import UID
 
 from dropgen_rt.dicom.files import FileSet, find_files
 from dropgen_rt.dicom.gate import Grid, Refused, gate
-from dropgen_rt.dicom.guard import GuardError, Limits, guarded
+from dropgen_rt.dicom.guard import GuardError, Limits, in_parallel
 from dropgen_rt.dicom.headers import read_header
 from dropgen_rt.dicom.pixels import undecodable
 from dropgen_rt.dicom.stacks import Header, Slice, Stack, is_localiser, stacks_of
@@ -95,7 +95,7 @@ def _headers(files: FileSet) -> list[Header]:
     limits = Limits(HEADER_MEMORY_BYTES, int(HEADER_CPU_S[0] + HEADER_CPU_S[1] * len(files.files)))
     found: list[Header] = []
     try:
-        for fields in guarded(read_header, list(map(str, files.files)), limits):
+        for fields in in_parallel(read_header, list(map(str, files.files)), limits):
             found.append(Header(len(found), fields))
     except GuardError as error:
         given = f"the header of {where(files, error.done)} cannot be parsed: {error}"

@@ -17,7 +17,7 @@ from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import UID
 
 from dropgen_rt.dicom.files import FileSet
-from dropgen_rt.dicom.guard import GuardError, Limits, guarded
+from dropgen_rt.dicom.guard import GuardError, Limits, in_parallel
 from dropgen_rt.dicom.stacks import Slice
 
 #: Memory for one decoder, beyond the volume; a multi-frame file is read whole besides.
@@ -74,19 +74,16 @@ def read_pixels(files: FileSet, slices: Sequence[Slice]) -> Iterator[Pixels | No
     largest = max(files.files[file].stat().st_size for file in jobs)
     cpu_s = DECODER_CPU_S[0] + DECODER_CPU_S[1] * array.size
     limits = Limits(DECODER_MEMORY_BYTES + 4 * largest, int(cpu_s), cpu_s)
-    low, high, padded = np.inf, -np.inf, 0
     order = list(jobs)
-    answers = guarded(functools.partial(_read_file, files, jobs, array), order, limits)
-    done = 0
+    answers = in_parallel(functools.partial(_read_file, files, jobs, array), order, limits)
+    yield None
+    low, high, padded = np.inf, -np.inf, 0
     try:
         for file, answer in zip(order, answers, strict=True):
             if "error" in answer:
                 raise PixelError(file, answer["error"])
             low, high = min(low, answer["low"]), max(high, answer["high"])
             padded += answer["padded"]
-            done += 1
-            if done == 1:
-                yield None
     except GuardError as error:
         raise PixelError(order[error.done], f"its pixels cannot be read: {error}") from error
     yield Pixels(array, low, high, padded)
@@ -105,9 +102,9 @@ def _read_file(
         for (place, plane), stored in zip(wanted, frames, strict=True):
             if stored.shape != (header.rows, header.columns):
                 return {"error": "pixels of another size than its header says"}
-            values = _within_stored_bits(stored, header)
-            padded += _rescale(values, plane, array[place])
-            low, high = min(low, float(array[place].min())), max(high, float(array[place].max()))
+            out = array[place]
+            padded += _rescale(_within_stored_bits(stored, header), plane, out)
+            low, high = min(low, float(out.min())), max(high, float(out.max()))
     except _ShortError as error:
         return {"error": str(error)}
     except MemoryError:
@@ -151,7 +148,10 @@ def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
 def _within_stored_bits(stored: np.ndarray, header: Any) -> np.ndarray:
     """Bits beyond BitsStored may hold overlays or nothing (PS3.5 8.1.1): they are dropped, the sign extended."""
     spare = stored.dtype.itemsize * 8 - header.bits_stored
+    lowest = -(1 << header.bits_stored - 1) if header.signed else 0
     if spare <= 0 or header.syntax not in _NATIVE:
+        return stored
+    if stored.min() >= lowest and stored.max() < lowest + (1 << header.bits_stored):
         return stored
     native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     return (native << spare) >> spare

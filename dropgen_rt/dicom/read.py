@@ -49,8 +49,13 @@ def read_dicom(path: str | Path, series: str | None = None, rule: SourceRule | N
     ``series`` is a Series Instance UID, or UID:NUMBER where it has several stacks. The array is (1, z, y, x)
     float32: stored values with each slice's slope and intercept. Raises InputError or ResourceError.
     """
-    found = catalogue(Path(path))
-    return read_candidate(found, choose(found, rule or SourceRule(), series))
+    return read_candidate(*find_series(Path(path), series, rule or SourceRule()))
+
+
+def find_series(path: Path, series: str | None, rule: SourceRule) -> tuple[Catalogue, Candidate]:
+    """What a path holds, and the stack of it that is meant; no pixel is read. Raises InputError, ResourceError."""
+    found = catalogue(path)
+    return found, choose(found, rule, series)
 
 
 def scan_name(item: Candidate) -> str:
