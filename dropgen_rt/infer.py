@@ -49,32 +49,32 @@ def infer_files(
     paths = find_scans(scans)
     console = Console(quiet)
     failures: list[DropgenError] = []
-
-    def refused(error: DropgenError) -> None:
-        if len(paths) == 1:
-            raise error
-        console.error(error)
-        failures.append(error)
-
     _check_folders(paths, out)
     opened = open_named(model)
-    jobs: list[Job] = []
+    planned: list[Job | DropgenError] = []
     for path in paths:
         try:
-            jobs.append(plan(path, out, formats, series, opened.manifest))
+            planned.append(plan(path, out, formats, series, opened.manifest))
         except UsageError:
             raise
         except DropgenError as error:
-            refused(error)
-    _check_names(jobs)
+            if len(paths) == 1:
+                raise
+            planned.append(error)
+    _check_names([job for job in planned if isinstance(job, Job)])
     console.line(f"model {opened.manifest.name}, {len(opened.manifest.labels)} labels")
     with open_engine(opened, device, cache_folder()) as engine:
         console.line(f"engine {engine.name} {engine.version}, {engine.precision}, {engine.device}")
-        for job in jobs:
+        for job in planned:
             try:
+                if isinstance(job, DropgenError):
+                    raise job
                 infer_file(job, opened, settings, engine, console)
             except DropgenError as error:
-                refused(error)
+                if len(paths) == 1:
+                    raise
+                console.error(error)
+                failures.append(error)
     return failures
 
 

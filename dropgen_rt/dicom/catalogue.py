@@ -1,6 +1,7 @@
 """What a path holds: every stack with its verdict, and what was left out and why. No pixel is read."""
 
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -99,8 +100,8 @@ def _headers(files: FileSet) -> list[Header]:
             found.append(Header(len(found), fields))
     except GuardError as error:
         given = f"the header of {where(files, error.done)} cannot be parsed: {error}"
-        step = "remove that file or export the series again"
-        raise refusal(UnreadableInputError, files.source, given, "DICOM files as a scanner writes them", step) from error
+        accepted, step = "DICOM files as scanners write them", "remove that file or export the series again"
+        raise refusal(UnreadableInputError, files.source, given, accepted, step) from error
     return found
 
 
@@ -199,7 +200,8 @@ def _check_kind(header: Header) -> None:
         given = f"{header.bits_stored} bits stored in {header.bits_allocated}, high bit {header.high_bit}"
         refuse(given, "8, 16 or 32 bits, stored from bit 0 up", "export the series again")
     if compressed := undecodable(header.syntax):
-        refuse(f"pixels stored as {compressed}", "uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE", "export it uncompressed")
+        accepted = "uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE"
+        refuse(f"pixels stored as {compressed}", accepted, "export the series uncompressed")
     if not header.rows or not header.columns:
         refuse("images without a size", "rows and columns from 1 up", "export the series again")
 
@@ -219,7 +221,7 @@ def _numbering(stack: Stack) -> tuple[str, ...]:
     count = len(stack.slices)
     if len(numbers) < count or numbers[-1] - numbers[0] + 1 == count or stack.index:
         return ()
-    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(numbers)}
     if len(steps) == 1:
         return ()
     return (f"instance numbers {numbers[0]} to {numbers[-1]} for {count} slices: some may be missing at an end",)

@@ -90,7 +90,8 @@ def _usable(found: Catalogue, item: Candidate) -> Candidate:
         reason = item.refused
         raise refusal(reason.kind, found.files.source, reason.given, reason.accepted, reason.step)
     if found.damaged:
-        given = f"{len(found.damaged)} damaged DICOM files ({where(found.files, found.damaged[0])}), perhaps of this series"
+        place = where(found.files, found.damaged[0])
+        given = f"{len(found.damaged)} damaged DICOM files ({place}), perhaps of this series"
         step = "export again, or remove them if they do not belong to it"
         raise refusal(UnreadableInputError, found.files.source, given, "undamaged files", step)
     return item

@@ -5,6 +5,7 @@ recognises them; dates are the source's, for a clock would make every run anothe
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,11 @@ from dropgen_rt.manifest import Label
 from dropgen_rt.record import Record
 
 MANUFACTURER = "dropgen-rt"
+
+# What these say about a file may quote it; what matters becomes an error of our own.
+for _name in ("pydicom", "highdicom"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
 
 #: Where the objects stand among the study's series.
 SERIES_NUMBERS = {"dicom-seg": 9001, "dicom-labelmap": 9002, "dicom-sr": 9003, "dicom-sc": 9004}

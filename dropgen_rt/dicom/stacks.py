@@ -145,7 +145,8 @@ def _apart(group: list[Slice]) -> list[tuple[list[Slice], str]]:
             # Splitting into many small heaps explains nothing: a clock reading is different in every slice.
             if len(parts) <= 2 * repeats and all(_most_in_one_place(part) == 1 for part in parts.values()):
                 return [
-                    (part, _shown(names, key, number, len(parts))) for number, (key, part) in enumerate(parts.items(), 1)
+                    (part, _shown(names, key, number, len(parts)))
+                    for number, (key, part) in enumerate(parts.items(), 1)
                 ]
     return [(group, "")]
 
@@ -155,7 +156,7 @@ def _most_in_one_place(group: list[Slice]) -> int:
     for plane in group:
         if plane.plane.position is None or not np.isfinite(plane.plane.position).all():
             continue
-        place = tuple(int(round(value / SAME_PLACE_MM)) for value in plane.plane.position)
+        place = tuple(round(value / SAME_PLACE_MM) for value in plane.plane.position)
         places[place] = places.get(place, 0) + 1
     return max(places.values(), default=1)
 

@@ -17,17 +17,17 @@ MILLILITRE = Code("mL", "UCUM", "milliliter")
 
 
 def build(job: WritingJob, segmentation: Dataset) -> hd.sr.Comprehensive3DSR:
-    """The report on the segments of ``segmentation``; structures that were not found are not measured."""
+    """The report on the segments of ``segmentation``; structures that were not found measure 0 mL."""
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=job.uid("observer"), name=MANUFACTURER, manufacturer_name=MANUFACTURER,
         model_name=str(job.record.model["name"])[:64], serial_number=str(job.record.model["sha256"])[:64],
     )  # fmt: skip
     observer = hd.sr.ObserverContext(codes.DCM.Device, device)
-    groups = [_group(job, segmentation, label, ml) for label, ml in zip(job.names, volumes_ml(job), strict=True) if ml]
+    groups = [_group(job, segmentation, label, ml) for label, ml in zip(job.names, volumes_ml(job), strict=True)]
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_procedure(job),
-        imaging_measurements=groups or None,
+        imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
     made = hd.sr.Comprehensive3DSR(
@@ -57,7 +57,7 @@ def check(path: Path, job: WritingJob) -> None:
     report = hd.sr.srread(path)
     groups = report.content.get_volumetric_roi_measurement_groups()
     read = [float(group.get_measurements(name=codes.SCT.Volume)[0].value) for group in groups]
-    expected = [ml for ml in volumes_ml(job) if ml]
+    expected = volumes_ml(job)
     if len(read) != len(expected) or not np.allclose(read, expected, rtol=1e-6, atol=0):
         raise VerificationError(f"{path}: read back, its volumes are {read} mL instead of {expected}; report this")
 
@@ -68,7 +68,8 @@ def _group(
     kind, side = property_type(label)
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
-            uid=job.uid("tracking", label.value), identifier=f"{job.record.model['name']} {label.value} {label.name}"[:64]
+            uid=job.uid("tracking", label.value),
+            identifier=f"{job.record.model['name']} {label.value} {label.name}"[:64],
         ),
         referenced_segment=hd.sr.ReferencedSegment(
             sop_class_uid=segmentation.SOPClassUID,
@@ -82,9 +83,7 @@ def _group(
         algorithm_id=hd.sr.AlgorithmIdentification(
             name=str(job.record.model["name"]), version=job.version, manufacturer=MANUFACTURER
         ),
-        measurements=[
-            hd.sr.Measurement(name=codes.SCT.Volume, value=float(f"{volume_ml:.7g}"), unit=MILLILITRE)
-        ],
+        measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=float(f"{volume_ml:.7g}"), unit=MILLILITRE)],
     )
 
 
