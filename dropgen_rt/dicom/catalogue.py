@@ -15,7 +15,7 @@ from dropgen_rt.dicom.files import FileSet, find_files
 from dropgen_rt.dicom.gate import Grid, Refused, gate
 from dropgen_rt.dicom.guard import GuardError, Limits, in_parallel
 from dropgen_rt.dicom.headers import read_header
-from dropgen_rt.dicom.pixels import undecodable
+from dropgen_rt.dicom.pixels import NATIVE, undecodable
 from dropgen_rt.dicom.stacks import Header, Slice, Stack, is_localiser, stacks_of
 from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError
 from dropgen_rt.scan_header import refusal
@@ -72,7 +72,7 @@ def catalogue(path: Path) -> Catalogue:
     left: Counter[str] = Counter({"not a DICOM file": files.others} if files.others else {})
     damaged: list[int] = []
     for header in _headers(files):
-        if "error" in header.fields:
+        if "error" in header.fields or not header.sop_class:
             damaged.append(header.file)
         elif header.sop_class not in IMAGE_CLASSES or header.pixels is None:
             left[_kind_of_object(header)] += 1
@@ -136,7 +136,7 @@ def _judged(files: FileSet, stack: Stack, clashes: set[str], images: Sequence[He
     try:
         _check_series(stack, clashes, [header for header in images if header.series == stack.series])
         _check_kind(stack.header)
-        _check_stack(stack)
+        _check_stack(files, stack)
         grid = gate([plane.plane for plane in stack.slices], stack.header.rows, stack.header.columns)
     except Refused as error:
         return Candidate(stack, None, error, notes)
@@ -206,7 +206,13 @@ def _check_kind(header: Header) -> None:
         refuse("images without a size", "rows and columns from 1 up", "export the series again")
 
 
-def _check_stack(stack: Stack) -> None:
+def _check_stack(files: FileSet, stack: Stack) -> None:
+    for header in dict.fromkeys(plane.header for plane in stack.slices):
+        needed = header.frames * header.rows * header.columns * header.bits_allocated // 8
+        if header.syntax in NATIVE and 0 <= header.pixels[1] < needed:
+            given = f"{where(files, header.file)}: truncated: {header.pixels[1]} of {needed} bytes of pixels"
+            accepted, step = "complete, undamaged images", "export the whole series again"
+            raise Refused(given, accepted, step, UnreadableInputError)
     scaled = sum(plane.slope is not None for plane in stack.slices)
     if 0 < scaled < len(stack.slices):
         given = f"a rescale slope in {scaled} of {len(stack.slices)} slices"

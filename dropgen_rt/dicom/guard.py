@@ -4,11 +4,13 @@ The child is forked, so it starts in milliseconds and shares what is imported an
 file makes it do (unpack without end, recurse, crash in a decoder) ends with it and becomes one refusal.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,6 +157,8 @@ def _limit(limits: Limits) -> None:
 def _silence() -> None:
     """Decoders print what they think of a file, sometimes with its contents."""
     warnings.simplefilter("ignore")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    faulthandler.disable()
+    nowhere = Path(os.devnull).open("w")  # noqa: SIM115  it stays open as long as the child lives
+    sys.stdout = sys.stderr = nowhere
+    os.dup2(nowhere.fileno(), 1)
+    os.dup2(nowhere.fileno(), 2)

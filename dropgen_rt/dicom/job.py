@@ -76,9 +76,14 @@ class WritingJob:
         slices = self.scan.slices
         frames = [plane.frame + 1 for plane in slices] if slices[0].header.enhanced else None
         made: dict[str, str] = {}
+        settled: set[int] = set()  # highdicom lets several sequences hold the same item
         for part in _parts(dataset):
+            if id(part) in settled:
+                continue
+            settled.add(id(part))
             for keyword, value in (("InstanceCreationDate", date), ("InstanceCreationTime", time),
                                    ("ContentDate", date), ("ContentTime", time),
+                                   ("DateOfSecondaryCapture", date), ("TimeOfSecondaryCapture", time),
                                    ("ContributionDateTime", date + time)):  # fmt: skip
                 if keyword in part:
                     setattr(part, keyword, value)

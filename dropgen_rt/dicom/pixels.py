@@ -30,7 +30,7 @@ DECODER_CPU_S = (60.0, 5e-6)
 AIR_HU = -1000.0
 
 # What decoders for native pixels are handed: nothing is decoded then.
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PixelError(Exception):
 
 def undecodable(syntax: str) -> str:
     """What this transfer syntax is, if its pixels cannot be read here; otherwise ""."""
-    if syntax in _NATIVE:
+    if syntax in NATIVE:
         return ""
     name = UID(syntax).name if syntax in pydicom.uid.UID_dictionary else "an unknown transfer syntax"
     try:
@@ -123,7 +123,7 @@ class _ShortError(Exception):
 def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
     """The stored values (rows, columns) of these frames."""
     offset, length = header.pixels
-    if header.syntax not in _NATIVE:
+    if header.syntax not in NATIVE:
         yield from iter_pixels(path, indices=frames, raw=True)
         return
     end = ">" if header.syntax == pydicom.uid.ExplicitVRBigEndian else "<"
@@ -149,7 +149,7 @@ def _within_stored_bits(stored: np.ndarray, header: Any) -> np.ndarray:
     """Bits beyond BitsStored may hold overlays or nothing (PS3.5 8.1.1): they are dropped, the sign extended."""
     spare = stored.dtype.itemsize * 8 - header.bits_stored
     lowest = -(1 << header.bits_stored - 1) if header.signed else 0
-    if spare <= 0 or header.syntax not in _NATIVE:
+    if spare <= 0 or header.syntax not in NATIVE:
         return stored
     if stored.min() >= lowest and stored.max() < lowest + (1 << header.bits_stored):
         return stored

@@ -22,7 +22,7 @@ SPLIT_KEYS = (
 _UNSHOWN = ("acquisition time", "diffusion direction")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
     """One readable image file, as ``headers.read_header`` describes it; ``file`` counts from 0 in name order."""
 
