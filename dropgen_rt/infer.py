@@ -92,11 +92,13 @@ def plan(path: Path, out: Path | None, formats: Sequence[str], series: str | Non
         found, item = find_series(path, series, manifest.source)
         if set(chosen) & set(DICOM_FORMATS):
             check_source(path, item)
-        name, read = scan_name(item), partial(read_candidate, found, item)
+        name = scan_name(item)
+        read: Callable[[], Scan] = partial(read_candidate, found, item)
     elif series is not None:
         raise UsageError(f"{path}: --series names a series of a DICOM folder, file or ZIP archive; leave it out")
     else:
-        name, read = stem(path), partial(read_scan, path)
+        name = stem(path)
+        read = partial(read_scan, path)
     base = _folder(path, out) / name
     labels = {kind: base.with_name(name + FORMATS[kind]) for kind in chosen}
     return Job(path, name, read, labels, base.with_name(f"{name}_seg.json"), base.with_name(f"{name}_seg.png"))

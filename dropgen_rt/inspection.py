@@ -1,6 +1,6 @@
 """Lines that say what a path holds: the table of ``dropgen-rt inspect``. No voxel of DICOM is read for it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from dropgen_rt.dicom.files import is_dicom
@@ -9,6 +9,9 @@ from dropgen_rt.geometry import Geometry
 from dropgen_rt.manifest import SourceRule
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import find_scans, read_scan, scan_suffix
+
+#: Lines to show, and at the end why infer would use nothing of it, if so.
+Lines = Generator[str, None, InputError | None]
 
 _ROW = "{mark} {kind:<16} {size:<20} {spacing:<24} {verdict}"
 
@@ -33,7 +36,7 @@ def inspect_path(path: Path, series: str | None, model: str | None) -> Iterator[
         yield last
 
 
-def _file(path: Path) -> Iterator[str]:
+def _file(path: Path) -> Lines:
     kind = scan_suffix(path).lstrip(".") or "?"
     try:
         scan = read_scan(path)
@@ -48,7 +51,7 @@ def _file(path: Path) -> Iterator[str]:
     return None
 
 
-def _dicom(path: Path, series: str | None, rule: SourceRule) -> Iterator[str]:
+def _dicom(path: Path, series: str | None, rule: SourceRule) -> Lines:
     from dropgen_rt.dicom.catalogue import catalogue
     from dropgen_rt.dicom.choice import choose, fits, left_out
 
@@ -61,10 +64,8 @@ def _dicom(path: Path, series: str | None, rule: SourceRule) -> Iterator[str]:
     for item in found.candidates:
         header, grid = item.stack.header, item.grid
         kind = " ".join(part for part in (header.modality or "?", header.body_part) if part)
-        if grid is None:
-            size, spacing = f"{header.columns} x {header.rows} x {len(item.stack.slices)}", ""
-        else:
-            size, spacing = _size(grid.geometry), _spacing(grid.geometry)
+        size = f"{header.columns} x {header.rows} x {len(item.stack.slices)}"
+        spacing = _spacing(grid.geometry) if grid else ""
         if item is chosen:
             verdict = f"used: {grid.geometry.orientation}" if grid else ""
         elif item.refused is not None:

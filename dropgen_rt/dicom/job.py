@@ -53,7 +53,7 @@ class WritingJob:
     def digest(self) -> str:
         """What identifies the job: input, model and the labels themselves."""
         parts = (self.scan.sha256, str(self.record.model["sha256"]), str(self.labels.dtype))
-        content = hashlib.sha256(np.ascontiguousarray(self.labels)).hexdigest()
+        content = hashlib.sha256(np.ascontiguousarray(self.labels).data).hexdigest()
         return hashlib.sha256("\n".join((*parts, content)).encode()).hexdigest()
 
     def uid(self, *purpose: object) -> str:
@@ -132,6 +132,7 @@ def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
 
 def _keep_used_frames(dataset: Dataset, scan: DicomScan) -> None:
     first = scan.slices[0].plane
+    assert first.spacing_mm is not None and first.orientation is not None  # the gate saw to that
     depth = scan.grid.geometry.spacing_mm[2]
     shared = Dataset()
     shared.PixelMeasuresSequence = hd.PixelMeasuresSequence(first.spacing_mm, depth, depth)
@@ -139,6 +140,7 @@ def _keep_used_frames(dataset: Dataset, scan: DicomScan) -> None:
     groups = []
     for plane in scan.slices:
         group = Dataset()
+        assert plane.plane.position is not None
         group.PlanePositionSequence = hd.PlanePositionSequence("PATIENT", plane.plane.position)
         groups.append(group)
     dataset.SharedFunctionalGroupsSequence = DicomSequence([shared])

@@ -1,6 +1,7 @@
 """A DICOM Segmentation or Label Map Segmentation of the source instances, and its reading back."""
 
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -52,7 +53,11 @@ def check(path: Path, job: WritingJob) -> None:
     """Read the file back and compare every voxel on every source slice. Raises VerificationError."""
     written = hd.seg.segread(path)
     numbers = list(range(1, len(job.names) + 1))
-    options = {"segment_numbers": numbers, "combine_segments": True, "assert_missing_frames_are_empty": True}
+    options: dict[str, Any] = {
+        "segment_numbers": numbers,
+        "combine_segments": True,
+        "assert_missing_frames_are_empty": True,
+    }
     options |= {"dtype": job.labels.dtype, "ignore_spatial_locations": True}
     if job.scan.slices[0].header.enhanced:
         frames = [plane.frame + 1 for plane in job.scan.slices]

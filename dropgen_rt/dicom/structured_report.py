@@ -1,6 +1,7 @@
 """A structured report (TID 1500, PS3.16) with the volume of each segment, referring to the segmentation."""
 
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -54,8 +55,8 @@ def volumes_ml(job: WritingJob) -> list[float]:
 
 def check(path: Path, job: WritingJob) -> None:
     """Read the file back and compare the volumes. Raises VerificationError."""
-    report = hd.sr.srread(path)
-    groups = report.content.get_volumetric_roi_measurement_groups()
+    content: Any = hd.sr.srread(path).content  # a MeasurementReport, as its template identifier says
+    groups = content.get_volumetric_roi_measurement_groups()
     read = [float(group.get_measurements(name=codes.SCT.Volume)[0].value) for group in groups]
     expected = volumes_ml(job)
     if len(read) != len(expected) or not np.allclose(read, expected, rtol=1e-6, atol=0):
