@@ -35,7 +35,8 @@ def build(job: WritingJob, result: Segmentation) -> hd.sc.SCImage:
     made.ConversionType = "WSD"
     if source.get("BodyPartExamined"):
         made.BodyPartExamined = source.BodyPartExamined
-    made.Laterality = source.get("Laterality", "")  # required, and may be empty, where no body part excludes it
+    if source.get("Laterality") or not source.get("BodyPartExamined"):
+        made.Laterality = source.get("Laterality", "")  # required, empty or not, unless a body part rules it out
     job.settle(made)
     return made
 
