@@ -5,6 +5,7 @@ file makes it do (unpack without end, recurse, crash in a decoder) ends with it 
 """
 
 import faulthandler
+import gc
 import json
 import multiprocessing
 import os
@@ -133,6 +134,7 @@ def _child(work: Callable[[Any], Any], items: list[Any], sender: Connection, lim
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        gc.freeze()  # what the parent holds is not this child's to collect
         _silence()
         _limit(limits)
         for item in items:

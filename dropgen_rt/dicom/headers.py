@@ -12,7 +12,6 @@ from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag, Tag
 
 #: Functional groups that hold what varies from frame to frame, by what it is called here.
 _FRAME_KEYS = {
@@ -31,6 +30,12 @@ _SLICE_KEYS = {
     "b-value": 0x00189087, "diffusion direction": 0x00189089, "trigger delay": 0x00181060,
     "acquisition": 0x00200012, "acquisition time": 0x00080032,
 }  # fmt: skip
+
+#: In place of a length: pixels in a data set that is packed as a whole, and pixels in fragments.
+DEFLATED, ENCAPSULATED = -2, -1
+
+#: The data set's own elements by tag, as they are stored.
+Elements = dict[int, Any]
 
 _CODE = re.compile(r"[^A-Z0-9_ .-]")
 _PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}
@@ -53,42 +58,45 @@ def read_header(path: str) -> dict[str, Any]:
 
 def _describe(dataset: Dataset) -> dict[str, Any]:
     meta = dataset.file_meta
+    elements = {int(element.tag): element for element in dataset.elements()}
     header: dict[str, Any] = {
         "syntax": str(meta.get("TransferSyntaxUID", "")),
-        "sop_class": _text(dataset, 0x00080016) or str(meta.get("MediaStorageSOPClassUID", "")),
-        "sop": _text(dataset, 0x00080018) or str(meta.get("MediaStorageSOPInstanceUID", "")),
-        "series": _text(dataset, 0x0020000E),
-        "study": _text(dataset, 0x0020000D),
-        "patient": hashlib.sha256(repr([_text(dataset, tag) for tag in (0x00100020, 0x00100010)]).encode()).hexdigest(),
-        "frame_of_reference": _text(dataset, 0x00200052),
-        "modality": _code(_text(dataset, 0x00080060)),
-        "body_part": _code(_text(dataset, 0x00180015)),
-        "image_type": [_code(part) for part in _texts(dataset, 0x00080008)],
-        "burned_in": _text(dataset, 0x00280301) == "YES",
-        "lossy": _text(dataset, 0x00282110) == "01",
-        "photometric": _code(_text(dataset, 0x00280004)),
-        "instance": _integer(_text(dataset, 0x00200013)),
-        "frames": _integer(_text(dataset, 0x00280008)) or 1,
+        "sop_class": _text(elements, 0x00080016) or str(meta.get("MediaStorageSOPClassUID", "")),
+        "sop": _text(elements, 0x00080018) or str(meta.get("MediaStorageSOPInstanceUID", "")),
+        "series": _text(elements, 0x0020000E),
+        "study": _text(elements, 0x0020000D),
+        "patient": hashlib.sha256(
+            repr([_text(elements, tag) for tag in (0x00100020, 0x00100010)]).encode()
+        ).hexdigest(),
+        "frame_of_reference": _text(elements, 0x00200052),
+        "modality": _code(_text(elements, 0x00080060)),
+        "body_part": _code(_text(elements, 0x00180015)),
+        "image_type": [_code(part) for part in _texts(elements, 0x00080008)],
+        "burned_in": _text(elements, 0x00280301) == "YES",
+        "lossy": _text(elements, 0x00282110) == "01",
+        "photometric": _code(_text(elements, 0x00280004)),
+        "instance": _integer(_text(elements, 0x00200013)),
+        "frames": _integer(_text(elements, 0x00280008)) or 1,
     }
     for name, tag in (("samples", 0x00280002), ("rows", 0x00280010), ("columns", 0x00280011),
                       ("bits_allocated", 0x00280100), ("bits_stored", 0x00280101), ("high_bit", 0x00280102),
                       ("signed", 0x00280103)):  # fmt: skip
-        header[name] = _short(dataset, tag, "H")
-    header["padding"] = [_short(dataset, tag, "h" if header["signed"] else "H") for tag in (0x00280120, 0x00280121)]
-    groups = 0x52009230 in dataset
+        header[name] = _short(elements, tag, "H")
+    header["padding"] = [_short(elements, tag, "h" if header["signed"] else "H") for tag in (0x00280120, 0x00280121)]
+    groups = 0x52009230 in elements
     header["enhanced"] = groups
-    header["slices"] = _frames(dataset, header["frames"]) if groups else [_slice(dataset)]
+    header["slices"] = _frames(dataset, header["frames"]) if groups else [_slice(elements)]
     return header
 
 
-def _slice(dataset: Dataset) -> dict[str, Any]:
+def _slice(elements: Elements) -> dict[str, Any]:
     return {
-        "position": _numbers(_texts(dataset, 0x00200032)),
-        "orientation": _numbers(_texts(dataset, 0x00200037)),
-        "spacing": _numbers(_texts(dataset, 0x00280030)),
-        "slope": _numbers(_texts(dataset, 0x00281053)),
-        "intercept": _numbers(_texts(dataset, 0x00281052)),
-        "keys": {name: key for name, tag in _SLICE_KEYS.items() if (key := _comparable(dataset, tag))},
+        "position": _numbers(_texts(elements, 0x00200032)),
+        "orientation": _numbers(_texts(elements, 0x00200037)),
+        "spacing": _numbers(_texts(elements, 0x00280030)),
+        "slope": _numbers(_texts(elements, 0x00281053)),
+        "intercept": _numbers(_texts(elements, 0x00281052)),
+        "keys": {name: key for name, tag in _SLICE_KEYS.items() if (key := _comparable(elements, tag))},
     }
 
 
@@ -126,12 +134,12 @@ def _frame(group: Dataset, shared: Dataset) -> dict[str, Any]:
 
 
 def _place_of_pixels(file: Any, syntax: str, size: int) -> list[int] | None:
-    """Byte offset and length of the native pixels, [offset, -1] if they are encapsulated, None if there are none.
+    """Byte offset and length of native pixels, or DEFLATED or ENCAPSULATED as length; None if there are none.
 
     pydicom leaves the file at the element that it stopped before; PS3.5 section 7.1 gives its layout.
     """
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        return [0, -2]
+        return [0, DEFLATED]
     head = file.read(12)
     end = _PIXEL_TAGS.get(head[:4])
     if end is None:
@@ -142,17 +150,12 @@ def _place_of_pixels(file: Any, syntax: str, size: int) -> list[int] | None:
     (length,) = struct.unpack(end + "I", head[8:12] if explicit else head[4:8])
     offset = file.tell() - 12 + (12 if explicit else 8)
     if length == 0xFFFFFFFF:
-        return [offset, -1]
+        return [offset, ENCAPSULATED]
     return [offset, min(length, size - offset)]
 
 
-def _raw(dataset: Dataset, tag: int) -> Any:
-    place: BaseTag = Tag(tag)
-    return dataset.get_item(place) if place in dataset else None
-
-
-def _text(dataset: Dataset, tag: int) -> str:
-    element = _raw(dataset, tag)
+def _text(elements: Elements, tag: int) -> str:
+    element = elements.get(tag)
     value = None if element is None else element.value
     if isinstance(value, bytes):
         return value.decode("latin-1").strip(" \0")
@@ -161,21 +164,21 @@ def _text(dataset: Dataset, tag: int) -> str:
     return "\\".join(map(str, value)) if isinstance(value, (list, pydicom.multival.MultiValue)) else str(value)
 
 
-def _texts(dataset: Dataset, tag: int) -> list[str]:
-    text = _text(dataset, tag)
+def _texts(elements: Elements, tag: int) -> list[str]:
+    text = _text(elements, tag)
     return [part.strip() for part in text.split("\\")] if text else []
 
 
-def _comparable(dataset: Dataset, tag: int) -> str:
-    element = _raw(dataset, tag)
+def _comparable(elements: Elements, tag: int) -> str:
+    element = elements.get(tag)
     value = None if element is None else element.value
     if isinstance(value, bytes) and element.VR == "FD":
         return str(struct.unpack(("<" if element.is_little_endian else ">") + f"{len(value) // 8}d", value))
-    return _text(dataset, tag)
+    return _text(elements, tag)
 
 
-def _short(dataset: Dataset, tag: int, kind: str) -> int | None:
-    element = _raw(dataset, tag)
+def _short(elements: Elements, tag: int, kind: str) -> int | None:
+    element = elements.get(tag)
     if element is None or not element.value:
         return None if element is None or element.value in (None, b"", "") else int(element.value)
     if isinstance(element.value, bytes):

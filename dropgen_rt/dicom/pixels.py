@@ -1,10 +1,11 @@
-"""Stored pixels to a float32 volume, slice by slice, in the guarded child; only the shared array comes back.
+"""Stored pixels to a float32 volume, slice by slice.
 
 Stored values times slope plus intercept (PS3.3 C.11.1), each slice with its own. No presentation transform:
 MONOCHROME1 says how to show an image, not what was measured.
 """
 
 import functools
+import math
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pydicom.uid import UID
 
 from dropgen_rt.dicom.files import FileSet
 from dropgen_rt.dicom.guard import GuardError, Limits, in_parallel
+from dropgen_rt.dicom.headers import DEFLATED
 from dropgen_rt.dicom.stacks import Slice
 
 #: Memory for one decoder, beyond the volume; a multi-frame file is read whole besides.
@@ -62,23 +64,27 @@ def undecodable(syntax: str) -> str:
         return name
 
 
-def read_pixels(files: FileSet, slices: Sequence[Slice]) -> Iterator[Pixels | None]:
-    """None once the child is at work, then the pixels of the slices in their order. Raises PixelError, GuardError."""
+def read_pixels(files: FileSet, slices: Sequence[Slice]) -> Pixels:
+    """The pixels of the slices in their order. Raises PixelError.
+
+    What must be decoded or unpacked is, in guarded children, into memory shared with them. Native pixels are only
+    copied from where the header pass found them, which no contents can turn into anything else.
+    """
     header = slices[0].header
-    rows, columns = header.rows, header.columns
-    shared = mmap.mmap(-1, len(slices) * rows * columns * 4)
-    array = np.frombuffer(shared, np.float32).reshape(len(slices), rows, columns)
+    shape = (len(slices), header.rows, header.columns)
+    native = header.syntax in NATIVE and header.pixels[1] != DEFLATED
+    if native:
+        array = np.empty(shape, np.float32)
+    else:
+        array = np.frombuffer(mmap.mmap(-1, math.prod(shape) * 4), np.float32).reshape(shape)
     jobs: dict[int, list[tuple[int, Slice]]] = {}
     for place, plane in enumerate(slices):
         jobs.setdefault(plane.header.file, []).append((place, plane))
-    largest = max(files.files[file].stat().st_size for file in jobs)
-    cpu_s = DECODER_CPU_S[0] + DECODER_CPU_S[1] * array.size
-    limits = Limits(DECODER_MEMORY_BYTES + 4 * largest, int(cpu_s), cpu_s)
     order = list(jobs)
-    answers = in_parallel(functools.partial(_read_file, files, jobs, array), order, limits)
-    yield None
+    work = functools.partial(_read_file, files, jobs, array)
     low, high, padded = np.inf, -np.inf, 0
     try:
+        answers = map(work, order) if native else in_parallel(work, order, _limits(files, order, array.size))
         for file, answer in zip(order, answers, strict=True):
             if "error" in answer:
                 raise PixelError(file, answer["error"])
@@ -86,13 +92,19 @@ def read_pixels(files: FileSet, slices: Sequence[Slice]) -> Iterator[Pixels | No
             padded += answer["padded"]
     except GuardError as error:
         raise PixelError(order[error.done], f"its pixels cannot be read: {error}") from error
-    yield Pixels(array, low, high, padded)
+    return Pixels(array, low, high, padded)
+
+
+def _limits(files: FileSet, order: Sequence[int], voxels: int) -> Limits:
+    largest = max(files.files[file].stat().st_size for file in order)
+    cpu_s = DECODER_CPU_S[0] + DECODER_CPU_S[1] * voxels
+    return Limits(DECODER_MEMORY_BYTES + 4 * largest, int(cpu_s), cpu_s)
 
 
 def _read_file(
     files: FileSet, jobs: dict[int, list[tuple[int, Slice]]], array: np.ndarray, file: int
 ) -> dict[str, Any]:
-    """Runs in the child: decode the wanted frames of one file into their places of ``array``."""
+    """Put the wanted frames of one file, decoded and rescaled, into their places of ``array``; an answer as JSON."""
     wanted = jobs[file]
     header = wanted[0][1].header
     path = files.files[file]
@@ -131,7 +143,7 @@ def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
     count = header.rows * header.columns
     needed = header.frames * count * voxel.itemsize
     content = None
-    if length == -2:  # deflated: the whole data set had to be unpacked
+    if length == DEFLATED:  # the whole data set has to be unpacked
         content = pydicom.dcmread(path).PixelData
         offset, length = 0, len(content)
     if length < needed:

@@ -91,11 +91,9 @@ def _read(files: FileSet, slices: Sequence[Slice]) -> tuple[Pixels, str]:
     """The pixels, and meanwhile the SHA-256 of the SHA-256 of each file in slice order."""
     sources = list(dict.fromkeys(plane.header.file for plane in slices))
     try:
-        reading = read_pixels(files, slices)
-        next(reading)
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(1) as pool:
             digests = pool.map(_file_digest, [files.files[file] for file in sources])
-            pixels = next(reading)
+            pixels = read_pixels(files, slices)
             digest = hashlib.sha256(b"".join(digests)).hexdigest()
     except PixelError as error:
         step = "export the whole series again"
@@ -106,7 +104,6 @@ def _read(files: FileSet, slices: Sequence[Slice]) -> tuple[Pixels, str]:
         raise ResourceError(
             f"{files.source}: reading its {voxels} voxels failed; {voxels * 4 / 2**30:.1f} GiB of memory are needed"
         ) from error
-    assert pixels is not None
     return pixels, digest
 
 
