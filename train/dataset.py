@@ -6,15 +6,15 @@ DATA/imagesVal, labelsVal    optional; without them every fifth case of imagesTr
 DATA/synthesis.toml          optional; then images are synthesised from labelsTr and none are read
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_table
+from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_table, read_source_rule
 from dropgen_rt.errors import GeometryError, MissingInputError, UnsuitableInputError
-from dropgen_rt.manifest import Intensity, Label
+from dropgen_rt.manifest import Intensity, Label, SourceRule
 from dropgen_rt.preprocess import labels_to_working_grid, normalisation, to_working_grid
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.synthesis import SynthesisConfig
@@ -43,6 +43,7 @@ class Dataset:
     validation: tuple[Case, ...]
     synthesis: SynthesisConfig | None
     notice: str = ""
+    source: SourceRule = field(default_factory=SourceRule)
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -71,7 +72,8 @@ def read_dataset(folder: Path) -> Dataset:
     channels = data.get("channel_names") or data.get("modality") or {"0": "image"}
     notice = data.get("licence", data.get("license", ""))
     name = data.get("name", folder.name)
-    return Dataset(name, table, tuple(channels.values()), training, validation, synthesis, notice)
+    source = read_source_rule(folder / "dataset.json")
+    return Dataset(name, table, tuple(channels.values()), training, validation, synthesis, notice, source)
 
 
 def _cases(folder: Path, split: str, synthetic: bool) -> tuple[Case, ...]:

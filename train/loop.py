@@ -194,6 +194,7 @@ def _content(
         "state": {key: value.contiguous() for key, value in network.state_dict().items()},
         "labels": [asdict(label) for label in dataset.labels],
         "dataset": {"name": dataset.name, "notice": dataset.notice, "channels": list(dataset.channels)},
+        "source": asdict(dataset.source),
         "intensity": asdict(intensity),
         "config": config.summary(),
         "progress": {"step": step, "validation_dice": dice},

@@ -32,6 +32,21 @@ def test_decathlon_style_labels_mean_the_same(balls: Path) -> None:
     assert [(label.value, label.name) for label in read_dataset(balls).labels] == [(1, "dim"), (2, "bright")]
 
 
+def test_codes_and_the_dicom_rule(balls: Path) -> None:
+    code = ["10200004", "SCT", "Liver"]
+    describe(balls, codes={"dim": code}, dicom={"modality": ["CT"], "pick": "thickest"})
+    dataset = read_dataset(balls)
+    assert [label.code for label in dataset.labels] == [tuple(code), None]
+    assert (dataset.source.modality, dataset.source.pick) == (("CT",), "thickest")
+
+
+@pytest.mark.parametrize("wrong", [{"codes": {"dim": ["1"]}}, {"dicom": {"pick": "any"}}, {"dicom": {"body": "x"}}])
+def test_wrong_codes_and_rules_are_named(balls: Path, wrong: dict) -> None:
+    describe(balls, **wrong)
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        read_dataset(balls)
+
+
 def test_lists_merge_source_values(balls: Path) -> None:
     describe(balls, labels={"background": 0, "ball": [1, 2]})
     merged = read_dataset(balls).merge(np.array([0, 1, 2, 3]))
