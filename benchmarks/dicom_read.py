@@ -4,8 +4,8 @@
 
 The series is made in a temporary folder, uncompressed, with a private element of 64 KiB per slice as scanners add.
 Reading is compared, run by run, with pydicom alone: dcmread of every file and its PixelData as bytes, kept until
-all are read; no pixel decoded, nothing checked. Ours reads headers and pixels in guarded children, gates, rescales to float32 and takes the
-digest of all files. Peak memory is of this process and the largest child.
+all are read; no pixel decoded, nothing checked. Ours reads the headers in guarded children, gates, rescales to
+float32 and takes the digest of all files. Peak memory is of this process and the largest child.
 """
 
 import argparse

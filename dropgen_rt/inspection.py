@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from dropgen_rt.dicom.files import is_dicom
-from dropgen_rt.errors import InputError, UsageError
+from dropgen_rt.errors import InputError, MissingModelError, UsageError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.manifest import SourceRule
 from dropgen_rt.store import open_named
@@ -22,7 +22,7 @@ def inspect_path(path: Path, series: str | None, model: str | None) -> Iterator[
     Raises MissingInputError, UsageError or ModelError.
     """
     paths = find_scans([path])
-    rule = open_named(model).manifest.source
+    rule = _rule(model)
     yield _ROW.format(mark=" ", kind="kind", size="size", spacing="spacing mm", verdict="verdict")
     last: InputError | None = None
     for scan in paths:
@@ -34,6 +34,16 @@ def inspect_path(path: Path, series: str | None, model: str | None) -> Iterator[
             last = yield from _file(scan)
     if last is not None:
         yield last
+
+
+def _rule(model: str | None) -> SourceRule:
+    """The named or the default model's; looking into files needs none."""
+    try:
+        return open_named(model).manifest.source
+    except MissingModelError:
+        if model is not None:
+            raise
+        return SourceRule()
 
 
 def _file(path: Path) -> Lines:

@@ -65,9 +65,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
         "sop": _text(elements, 0x00080018) or str(meta.get("MediaStorageSOPInstanceUID", "")),
         "series": _text(elements, 0x0020000E),
         "study": _text(elements, 0x0020000D),
-        "patient": hashlib.sha256(
-            repr([_text(elements, tag) for tag in (0x00100020, 0x00100010)]).encode()
-        ).hexdigest(),
+        "patient": _patient(elements),
         "frame_of_reference": _text(elements, 0x00200052),
         "modality": _code(_text(elements, 0x00080060)),
         "body_part": _code(_text(elements, 0x00180015)),
@@ -87,6 +85,12 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
     header["enhanced"] = groups
     header["slices"] = _frames(dataset, header["frames"]) if groups else [_slice(elements)]
     return header
+
+
+def _patient(elements: Elements) -> str:
+    """A digest of number and name, the same for what differs in case, padding or empty parts of the name only."""
+    parts = [_text(elements, tag).upper().rstrip(" ^") for tag in (0x00100020, 0x00100010)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _slice(elements: Elements) -> dict[str, Any]:

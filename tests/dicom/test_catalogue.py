@@ -321,3 +321,7 @@ def test_one_file_of_a_series(tmp_path: Path) -> None:
     folder = write(tmp_path)
     with pytest.raises(UnsuitableInputError, match="a single image"):
         read_dicom(next(folder.iterdir()))
+
+
+def test_a_name_written_two_ways_is_one_patient(tmp_path: Path) -> None:
+    assert len(read_dicom(write(tmp_path, edit=setting(PatientName="Canary^Bird^^"))).slices) == 6

@@ -23,7 +23,7 @@ import SimpleITK as sitk  # noqa: N813  the name its users know
 from dicom_series import uid, write
 
 PROGRAMS = ("Orthanc", "storescu", "getscu", "findscu", "dcmsend", "dciodvfy", "dcentvfy")
-BESIDE_PYTHON = ("segimage2itkimage", "dropgen-rt")
+BESIDE_PYTHON = ("segimage2itkimage", "tid1500reader", "dropgen-rt")
 REQUIRED = os.environ.get("DROPGEN_RT_PEERS") == "1"
 ROOT = Path(__file__).parents[2]
 
@@ -172,6 +172,17 @@ def test_a_second_reader_sees_the_same_labels(loop: SimpleNamespace) -> None:
         mine, their = ours == label, theirs == label
         assert mine.any()
         assert 2 * (mine & their).sum() / (mine.sum() + their.sum()) == 1.0
+
+
+@peers
+@pytest.mark.slow
+def test_a_second_reader_sees_the_same_volumes(loop: SimpleNamespace) -> None:
+    call("tid1500reader", "--inputDICOM", loop.files["sr"], "--outputMetadata", loop.work / "report.json")
+    read = json.loads((loop.work / "report.json").read_text())["Measurements"]
+    record = json.loads(Path(str(loop.labels).replace(".nii.gz", ".json")).read_text())
+    assert [group["ReferencedSegment"] for group in read] == [1, 2]
+    for group, row in zip(read, record["labels"], strict=True):
+        assert float(group["measurementItems"][0]["value"]) == pytest.approx(row["volume_ml"], rel=1e-6)
 
 
 @peers
