@@ -11,6 +11,11 @@ from dropgen_rt.dicom.job import MANUFACTURER, MARK, SERIES_NUMBERS, WritingJob
 from dropgen_rt.errors import VerificationError
 from dropgen_rt.segment import Segmentation
 
+# By where the scan's slices follow one another: what lies to the right and below in the mosaic's tiles.
+_TILE_ORIENTATION = {
+    "S": ("L", "P"), "I": ("L", "P"), "A": ("L", "F"), "P": ("L", "F"), "L": ("P", "F"), "R": ("P", "F"),
+}  # fmt: skip
+
 
 def build(job: WritingJob, result: Segmentation) -> hd.sc.SCImage:
     """One RGB image; MARK is part of the picture itself."""
@@ -26,7 +31,7 @@ def build(job: WritingJob, result: Segmentation) -> hd.sc.SCImage:
         sop_instance_uid=job.uid("dicom-sc", "instance"),
         instance_number=1,
         manufacturer=MANUFACTURER,
-        patient_orientation=("L", "P"),
+        patient_orientation=_TILE_ORIENTATION[job.scan.volume.geometry.orientation[2]],
         transfer_syntax_uid="1.2.840.10008.1.2.1",
         series_description=job.description("Mosaic"),
         software_versions=job.version,

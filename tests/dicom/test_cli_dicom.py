@@ -89,6 +89,20 @@ def test_every_format_at_once(series: Path, out: Path, model_file: Path) -> None
     assert np.array_equal(stored.pixel_array[np.argsort(depths)], arrays[0])
 
 
+def test_compressed_slices_are_decoded_while_the_engine_is_open(series: Path, out: Path, model_file: Path) -> None:
+    """Their children are forked from a process with the engine's threads."""
+    plain = run("infer", series, "-o", out, "--model", model_file, "--format", "nifti")
+    assert plain.exit_code == 0, plain.output
+    first = next(out.glob("*.nii.gz")).read_bytes()
+    for path in series.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        dataset.save_as(path)
+    again = run("infer", series, "-o", out, "--model", model_file, "--format", "nifti")
+    assert again.exit_code == 0, again.output
+    assert next(out.glob("*.nii.gz")).read_bytes() == first
+
+
 def test_a_report_brings_its_segmentation(series: Path, out: Path, model_file: Path) -> None:
     assert run("infer", series, "-o", out, "--model", model_file, "--format", "dicom-sr").exit_code == 0
     assert endings(out) == ["_seg.dcm", "_seg.json", "_seg.png", "_sr.dcm"]

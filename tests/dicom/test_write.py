@@ -214,6 +214,23 @@ def test_the_capture_is_marked(tmp_path: Path) -> None:
     assert "research use only" in capture.SeriesDescription
 
 
+@pytest.mark.parametrize(
+    ("orientation", "shown"),
+    [((1, 0, 0, 0, 1, 0), ["L", "P"]), ((1, 0, 0, 0, 0, -1), ["L", "F"]), ((0, 1, 0, 0, 0, -1), ["P", "F"])],
+)
+def test_the_capture_shows_the_scans_own_slices(tmp_path: Path, orientation: tuple, shown: list) -> None:
+    """The labelled corner of each tile lies where that part of the patient is shown: right below is left behind."""
+    scan = source(tmp_path / "in", orientation=orientation)
+    labels = np.zeros_like(blobs())
+    labels[:, ROWS // 2 :, COLUMNS // 2 :] = 2  # the end of rows and of columns, which lies to the right and below
+    capture = pydicom.dcmread(written(scan, labels, tmp_path / "out", "dicom-sc")["dicom-sc"])
+    assert list(capture.PatientOrientation) == shown
+    tile = capture.pixel_array[46:246, :200].astype(int)
+    red = (tile[..., 0] - tile[..., 1] > 40) & (tile[..., 0] > 90)
+    rows, columns = np.nonzero(red)
+    assert red.any() and rows.mean() > 90 and columns.mean() > 100
+
+
 def test_no_labels_at_all(tmp_path: Path) -> None:
     scan = source(tmp_path / "in")
     files = written(scan, np.zeros_like(blobs()), tmp_path / "out", *ALL)
