@@ -176,7 +176,7 @@ def _texts(elements: Elements, tag: int) -> list[str]:
 def _comparable(elements: Elements, tag: int) -> str:
     element = elements.get(tag)
     value = None if element is None else element.value
-    if isinstance(value, bytes) and element.VR == "FD":
+    if element is not None and isinstance(value, bytes) and element.VR == "FD":
         return str(struct.unpack(("<" if element.is_little_endian else ">") + f"{len(value) // 8}d", value))
     return _text(elements, tag)
 
