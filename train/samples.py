@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai import transforms
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,7 +17,9 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Case, Dataset, read_case
 from dropgen_rt.train.synthesis import (
+    MEAN,
     SUBSAMPLES,
+    RandomSource,
     SynthesisConfig,
     deformed_coordinates,
     draw_intensities,
@@ -35,7 +38,7 @@ SIGMA = (0.25, 1.0)  # of the Gaussian smoothing, in voxels
 class Sampler(Protocol):
     """Draws one crop: image (1, z, y, x) float32 in about [0, 1] and target (z, y, x) uint8."""
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]: ...
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]: ...
 
 
 class ScanSampler:
@@ -46,7 +49,8 @@ class ScanSampler:
         self.items = [_padded(*read_case(case, dataset, config, intensity), config.window) for case in cases]
         self.augment = augmentation()
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
+        rng = source.numbers
         image, labels = self.items[rng.integers(len(self.items))]
         corner = self._corner(labels, rng)
         cut = tuple(slice(start, start + edge) for start, edge in zip(corner, self.window, strict=True))
@@ -94,7 +98,9 @@ def augmentation() -> transforms.Compose:
 class SyntheticSampler:
     """Crops of heads that never were: a label map deformed, painted in a drawn contrast, corrupted."""
 
-    def __init__(self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig) -> None:
+    def __init__(
+        self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu"
+    ) -> None:
         assert dataset.synthesis is not None  # the caller chose this sampler because there is one
         self.synthesis: SynthesisConfig = dataset.synthesis
         self.edge = config.window[0]
@@ -105,22 +111,28 @@ class SyntheticSampler:
             oriented, change = geometry.reoriented(config.orientation)
             index, values = index_labels(change.apply(raw))
             step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
-            self.maps.append((index, values, torch.from_numpy(dataset.merge(values)), step))
-            coarse = dataset.merge(values)[index.numpy()[::4, ::4, ::4]]
+            merged = dataset.merge(values)
+            self.maps.append((index.to(device), values, torch.from_numpy(merged).to(device), step))
+            coarse = merged[index.numpy()[::4, ::4, ::4]]
             places = [np.argwhere(coarse == label.value) * 4 for label in dataset.labels]
             self.centres.append([voxels for voxels in places if len(voxels)])
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
+        rng = source.numbers
         place = int(rng.integers(len(self.maps)))
         index, values, target, step = self.maps[place]
         centres = self.centres[place]
-        balanced = rng.random() < FOREGROUND_SHARE
-        voxels = centres[rng.integers(len(centres))] if balanced else np.concatenate(centres)
+        # Balanced, or a label by its size without gathering all voxels: the largest ones take most draws.
+        sizes = np.array([len(voxels) for voxels in centres])
+        odds = np.full(len(sizes), 1 / len(sizes)) if rng.random() < FOREGROUND_SHARE else sizes / sizes.sum()
+        voxels = centres[rng.choice(len(centres), p=odds)]
         # Shifted, so that crops also meet the head's rim and the air beyond it.
         centre = voxels[rng.integers(len(voxels))] + rng.normal(0, 12, 3)
-        coordinates = deformed_coordinates(centre, self.edge, step, rng, self.synthesis.severity)
+        coordinates = deformed_coordinates(centre, self.edge, step, source, self.synthesis.severity)
         fine = look_up(index, coordinates)
         table = draw_intensities(self.synthesis, values, rng)
-        image = paint(fine, table, rng, self.synthesis.severity)
-        middle = coordinates.unfold(1, 2, 2).unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2, -3))
-        return image, target[look_up(index, middle).to(torch.int64)]
+        image = paint(fine, table, source, self.synthesis.severity)
+        middle = F.avg_pool3d(coordinates[None], SUBSAMPLES)[0]
+        # What was stripped from the image is background in the target too.
+        shown = torch.from_numpy(table[MEAN] > 0).to(target.device)
+        return image, (target * shown)[look_up(index, middle).to(torch.int64)]
