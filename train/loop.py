@@ -88,11 +88,7 @@ def train(
         with autocast(place):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         loss = loss_of(logits.float(), target)
-        if not torch.isfinite(loss):
-            raise DropgenError(
-                f"step {step}: the loss is {loss.item()}; {out / 'last.pt'} is the last sound state, resume it "
-                "with a smaller --learning-rate"
-            )
+        _refuse_infinite(loss, step, out)
         _descend(loss, network, optimiser, config)
         schedule.step()
         row: dict[str, object] = {"step": step + 1, "loss": loss.item()}
@@ -132,6 +128,14 @@ def _sampler(dataset: Dataset, config: TrainConfig, intensity: Intensity, device
     if dataset.synthesis is not None:
         return SyntheticSampler(dataset.training, dataset, config, device)
     return ScanSampler(dataset.training, dataset, config, intensity)
+
+
+def _refuse_infinite(loss: Tensor, step: int, out: Path) -> None:
+    if not torch.isfinite(loss):
+        raise DropgenError(
+            f"step {step}: the loss is {loss.item()}; {out / 'last.pt'} is the last sound state, resume it "
+            "with a smaller --learning-rate"
+        )
 
 
 def _descend(loss: Tensor, network: DropGen, optimiser: torch.optim.Optimizer, config: TrainConfig) -> None:

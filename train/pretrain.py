@@ -173,8 +173,9 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder on the label maps (.nii.gz) of ``folder`` and write it to ``out``.
 
-    ``tissues`` is a synthesis.toml whose tissues merge source values, such as left and right. ``report`` gets a line every 50 steps. The state is kept beside ``out`` as NAME.state.pt, from which
-    ``resume`` goes on. Raises MissingInputError if the folder holds no label maps, DropgenError on NaN.
+    ``tissues`` is a synthesis.toml whose tissues merge source values, such as left and right. ``report`` gets a
+    line every 50 steps. The state is kept beside ``out`` as NAME.state.pt, from which ``resume`` goes on. Raises
+    MissingInputError if the folder holds no label maps, DropgenError on NaN.
     """
     place = choose_device(device)
     anatomy = Anatomy.read(folder, place, tissues)
