@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from dropgen_rt.scan_header import RawHeader, refusal
 from dropgen_rt.scan_payload import read_payload
 
 __all__ = [
-    "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "read_label_map",
-    "read_scan", "read_volume", "stem", "write_labels",
+    "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "nifti_bytes",
+    "read_label_map", "read_scan", "read_volume", "stem", "write_labels",
 ]  # fmt: skip
 
 #: Suffixes that label maps are written under: those of one self-contained file.
@@ -136,6 +137,14 @@ def write_labels(labels: np.ndarray, geometry: Geometry, path: str | Path) -> No
         raise OutputError(f"cannot write {path}: suffix {path.suffix!r}; accepted: {accepted}; rename it")
     with atomic_path(path) as temporary:
         _write(labels, geometry, path, temporary)
+
+
+def nifti_bytes(array: np.ndarray, geometry: Geometry) -> bytes:
+    """An uncompressed NIfTI-1 file (little-endian) of a (z, y, x) array of real numbers on its grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "volume.nii"
+        sitk.WriteImage(_on_grid(array, geometry), str(path), useCompression=False)
+        return path.read_bytes()
 
 
 def find_scans(paths: Sequence[str | Path]) -> list[Path]:
@@ -286,13 +295,9 @@ def _disagreement(header: RawHeader, geometry: Geometry) -> tuple[str, ...]:
 
 
 def _write(labels: np.ndarray, geometry: Geometry, final: Path, temporary: Path) -> None:
-    image = sitk.GetImageFromArray(labels)
     try:
         with _without_chatter():
-            image.SetSpacing(geometry.spacing_mm)
-            image.SetOrigin(geometry.origin_mm)
-            image.SetDirection(geometry.direction)
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            sitk.WriteImage(_on_grid(labels, geometry), str(temporary), useCompression=True)
         inspect_file(temporary)  # on a full disk the NIfTI writer reports success and leaves half a file
     except (RuntimeError, DropgenError) as error:
         free = shutil.disk_usage(temporary.parent).free
@@ -300,3 +305,11 @@ def _write(labels: np.ndarray, geometry: Geometry, final: Path, temporary: Path)
             f"cannot write {final}: it came out incomplete, with {free // 2**20} MiB free on that disk; "
             "free some space or name another output folder"
         ) from error
+
+
+def _on_grid(array: np.ndarray, geometry: Geometry) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.spacing_mm)
+    image.SetOrigin(geometry.origin_mm)
+    image.SetDirection(geometry.direction)
+    return image

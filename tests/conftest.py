@@ -101,7 +101,13 @@ def mha(data: bytes | None = None, **changes: object) -> bytes:
 
 
 @pytest.fixture
-def make() -> SimpleNamespace:
+def make(builders: SimpleNamespace) -> SimpleNamespace:
+    """The same, for a single test."""
+    return builders
+
+
+@pytest.fixture(scope="session")
+def builders() -> SimpleNamespace:
     """Builders of the bytes of scan files, and the grid that they all have."""
     return SimpleNamespace(
         nifti=nifti, nrrd=nrrd, mha=mha, voxels=voxels, size=SIZE, spacing_mm=SPACING_MM, origin_mm=ORIGIN_MM,
