@@ -1,4 +1,4 @@
-"""One door to the raw checks: is this file a complete, finite, rigid 3D scan? Nothing is allocated for it."""
+"""One door to the raw checks: is this file a complete, finite, rigid 3D scan?"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +17,15 @@ def scan_suffix(path: Path) -> str:
     return next((suffix for suffix in SCAN_SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
-def inspect_file(path: Path) -> RawHeader:
-    """Check one scan from its raw header to its last byte, without SimpleITK.
+def inspect_file(path: Path, keep: bytearray | None = None) -> RawHeader:
+    """Check one scan from its raw header to its last byte, without SimpleITK; voxels go to ``keep`` as stored.
 
     Raises MissingInputError, UnreadableInputError, UnsuitableInputError or GeometryError.
     """
-    _check_is_file(path)
     try:
+        _check_is_file(path)
         header = _parse(path)
-        trailing = check_payload(header.payload)
+        trailing = check_payload(header.payload, keep)
     except OSError as error:
         given, step = error.strerror or str(error), "check its permissions"
         raise refusal(UnreadableInputError, path, given, "a readable file", step) from error

@@ -1,4 +1,8 @@
-"""Scans in, label maps out. The only module that imports SimpleITK."""
+"""Scans in, label maps out. The only module that imports SimpleITK.
+
+Voxels are read once, by inspect_file, which has to see every byte anyway; SimpleITK reads the header alone, and says
+where the voxels lie in the patient.
+"""
 
 import hashlib
 import os
@@ -27,7 +31,6 @@ from dropgen_rt.errors import (
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import SCAN_SUFFIXES, inspect_file, scan_suffix
 from dropgen_rt.scan_header import RawHeader, refusal
-from dropgen_rt.scan_payload import read_payload
 
 __all__ = [
     "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "nifti_bytes",
@@ -92,11 +95,9 @@ def read_scan(path: str | Path) -> Scan:
     UnreadableInputError, UnsuitableInputError or GeometryError.
     """
     path = Path(path)
-    header = inspect_file(path)
-    image, geometry = _load(path, header)
-    array = _voxels(path, image).reshape(1, *geometry.shape)
+    header, stored, geometry = _load(path)
     return Scan(
-        volume=Volume(array, geometry),
+        volume=Volume(_voxels(path, stored)[None], geometry),
         path=path,
         sha256=_sha256(path, header),
         voxel_type=header.payload.voxel.newbyteorder("=").name,
@@ -111,8 +112,7 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Geometry]:
     a whole number from 0 up.
     """
     path = Path(path)
-    image, geometry = _load(path, inspect_file(path))
-    stored = sitk.GetArrayViewFromImage(image).reshape(geometry.shape)
+    _, stored, geometry = _load(path)
     with np.errstate(invalid="ignore"):
         labels = stored.astype(np.int32)
     if labels.min() < 0 or not np.array_equal(labels, stored):
@@ -184,25 +184,51 @@ def _is_scan_name(path: Path) -> bool:
     return not path.name.startswith(".") and not stem(path).lower().endswith(LABEL_ENDINGS) and path.is_file()
 
 
-def _load(path: Path, header: RawHeader) -> tuple[sitk.Image, Geometry]:
-    with _without_chatter():
-        image = _read_nifti2(header) if header.reader is None else _read_image(path, header)
-    try:
-        geometry = _geometry(image)
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}; export the scan again") from error
+def _load(path: Path) -> tuple[RawHeader, np.ndarray, Geometry]:
+    """A file that passed all checks: its header, its numbers (z, y, x), scaled where the header says so, its grid."""
+    content = bytearray()
+    header = inspect_file(path, content)
+    geometry = _affine_geometry(header) if header.reader is None else _itk_geometry(path, header)
     _check_unchanged(path, header, geometry)
-    return image, geometry
+    stored = np.frombuffer(content, header.payload.voxel).reshape(geometry.shape)
+    slope, intercept = header.scaling
+    return header, stored if header.scaling == (1.0, 0.0) else stored * np.float64(slope) + intercept, geometry
 
 
-def _read_image(path: Path, header: RawHeader) -> sitk.Image:
+def _itk_geometry(path: Path, header: RawHeader) -> Geometry:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(header.reader or "")
     try:
-        return sitk.ReadImage(str(path), imageIO=header.reader or "")
+        with _without_chatter():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         reason = _OBJECT.sub("", str(error).strip().splitlines()[-1].strip())
         kind: type[InputError] = GeometryError if "orthonormal" in reason else UnreadableInputError
         step = "export the scan again"
         raise refusal(kind, path, f"SimpleITK says {reason!r}", "a scan it can read", step) from error
+    dimensions = reader.GetDimension()
+    direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
+    size, spacing, origin = reader.GetSize()[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3]
+    return _checked_geometry(path, size, spacing, origin, direction)
+
+
+def _affine_geometry(header: RawHeader) -> Geometry:
+    """SimpleITK has no reader for NIfTI-2; its header is checked, so its preferred affine says all."""
+    axes, origin = np.eye(3), np.zeros(3)
+    if header.affines:
+        _, affine = header.affines[0]
+        axes, origin = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0), affine[:3, 3]
+    return _checked_geometry(header.payload.path, header.size, header.spacing_mm, origin, axes)
+
+
+def _checked_geometry(
+    path: Path, size: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float], axes: np.ndarray
+) -> Geometry:
+    try:
+        return Geometry(tuple(size), tuple(spacing_mm), tuple(origin_mm), tuple(axes.ravel().tolist()))
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}; export the scan again") from error
 
 
 @contextmanager
@@ -223,29 +249,6 @@ def _without_chatter() -> Iterator[None]:
             os.close(kept)
 
 
-def _read_nifti2(header: RawHeader) -> sitk.Image:
-    """SimpleITK has no reader for NIfTI-2; its header is checked and its voxels plain, so it is read here."""
-    stored = read_payload(header.payload).reshape(header.size[::-1])
-    slope, intercept = header.scaling
-    if header.scaling != (1.0, 0.0):
-        stored = stored * slope + intercept
-    image = sitk.GetImageFromArray(stored.astype(stored.dtype.newbyteorder("=")))
-    image.SetSpacing(header.spacing_mm)
-    if header.affines:
-        _, affine = header.affines[0]
-        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-        image.SetDirection(axes.ravel().tolist())
-        image.SetOrigin(affine[:3, 3].tolist())
-    return image
-
-
-def _geometry(image: sitk.Image) -> Geometry:
-    dimensions = image.GetDimension()
-    direction = np.reshape(image.GetDirection(), (dimensions, dimensions))[:3, :3]
-    size, spacing, origin = image.GetSize(), image.GetSpacing(), image.GetOrigin()
-    return Geometry(size[:3], spacing[:3], origin[:3], tuple(direction.ravel().tolist()))
-
-
 def _check_unchanged(path: Path, header: RawHeader, geometry: Geometry) -> None:
     """A repair that the raw checks do not know must not pass unseen."""
     same_spacing = np.allclose(geometry.spacing_mm, header.spacing_mm, rtol=_READ_AGREEMENT, atol=0)
@@ -255,9 +258,9 @@ def _check_unchanged(path: Path, header: RawHeader, geometry: Geometry) -> None:
         raise refusal(GeometryError, path, given, "a header read one way", "save the scan as .nii.gz")
 
 
-def _voxels(path: Path, image: sitk.Image) -> np.ndarray:
+def _voxels(path: Path, stored: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        array = sitk.GetArrayViewFromImage(image).astype(np.float32)
+        array = stored.astype(np.float32)
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():
         step = "rescale the values"
