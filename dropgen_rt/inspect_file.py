@@ -5,8 +5,9 @@ from pathlib import Path
 
 from dropgen_rt import scan_metaimage, scan_nifti, scan_nrrd
 from dropgen_rt.errors import InputError, MissingInputError, UnreadableInputError
-from dropgen_rt.scan_header import Packing, RawHeader, not_an_image, refusal
+from dropgen_rt.scan_header import Packing, RawHeader, not_an_image, not_readable, refusal
 from dropgen_rt.scan_payload import check_payload, check_undamaged, first_bytes
+from dropgen_rt.scan_text import HEADER_BYTES
 
 #: The suffixes of files that are read, in small letters.
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -27,8 +28,7 @@ def inspect_file(path: Path, keep: bytearray | None = None) -> RawHeader:
         header = _parse(path)
         trailing = check_payload(header.payload, keep)
     except OSError as error:
-        given, step = error.strerror or str(error), "check its permissions"
-        raise refusal(UnreadableInputError, path, given, "a readable file", step) from error
+        raise not_readable(path, error) from error
     return replace(header, warnings=header.warnings + trailing)
 
 
@@ -51,8 +51,8 @@ def _parse(path: Path) -> RawHeader:
     if suffix in (".nii", ".nii.gz"):
         return _parse_nifti(path, zipped=suffix == ".nii.gz")
     if suffix in (".nrrd", ".nhdr"):
-        return scan_nrrd.parse_nrrd(path, first_bytes(path, "raw", scan_nrrd.HEADER_BYTES))
-    return scan_metaimage.parse_metaimage(path, first_bytes(path, "raw", scan_metaimage.HEADER_BYTES))
+        return scan_nrrd.parse_nrrd(path, first_bytes(path, "raw", HEADER_BYTES))
+    return scan_metaimage.parse_metaimage(path, first_bytes(path, "raw", HEADER_BYTES))
 
 
 def _parse_nifti(path: Path, zipped: bool) -> RawHeader:

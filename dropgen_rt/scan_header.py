@@ -79,6 +79,12 @@ def not_an_image(path: Path, given: str) -> InputError:
     )
 
 
+def not_readable(path: Path, error: OSError) -> InputError:
+    """The refusal of a path that the system does not let us read."""
+    given = error.strerror or str(error)
+    return refusal(UnreadableInputError, path, given, "a readable file or folder", "check its permissions")
+
+
 def spatial_size(path: Path, sizes: Sequence[int]) -> tuple[int, int, int]:
     """The three sizes (x, y, z) of an image of these axes; trailing axes of size 1 are dropped.
 

@@ -30,7 +30,7 @@ from dropgen_rt.errors import (
 )
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import SCAN_SUFFIXES, inspect_file, scan_suffix
-from dropgen_rt.scan_header import RawHeader, refusal
+from dropgen_rt.scan_header import RawHeader, not_readable, refusal
 
 __all__ = [
     "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "nifti_bytes",
@@ -42,6 +42,9 @@ LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 #: Names ending so, before the suffix, are label maps, not scans, where a folder is searched.
 LABEL_ENDINGS = ("_seg", "_dseg", "_label", "_labels")
+
+#: Largest label accepted: tables of labels are as long as it, and 16 bits hold it.
+MAX_LABEL = 2**16 - 1
 
 #: How far what SimpleITK read may be from the raw header, relative: float32 against float64.
 _READ_AGREEMENT = 1e-5
@@ -109,7 +112,7 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Geometry]:
     """A label map (z, y, x) int32 and its grid; unlike a scan it may be constant.
 
     Raises MissingInputError, UnreadableInputError, GeometryError, or UnsuitableInputError if a value is not
-    a whole number from 0 up.
+    a whole number from 0 to MAX_LABEL.
     """
     path = Path(path)
     _, stored, geometry = _load(path)
@@ -118,6 +121,9 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Geometry]:
     if labels.min() < 0 or not np.array_equal(labels, stored):
         given = "values that are not whole numbers from 0 up"
         raise refusal(UnsuitableInputError, path, given, "a label map", "check that the right file was given")
+    if labels.max() > MAX_LABEL:
+        accepted = f"labels up to {MAX_LABEL}"
+        raise refusal(UnsuitableInputError, path, f"values up to {labels.max()}", accepted, "renumber them")
     return labels, geometry
 
 
@@ -151,11 +157,15 @@ def find_scans(paths: Sequence[str | Path]) -> list[Path]:
     """The scans that the arguments name, in order, each once; folders stand for the scans in them, sorted.
 
     Folders are not entered further; hidden files and names ending in LABEL_ENDINGS are passed over there.
-    Raises MissingInputError for a path that does not exist or a folder without scans.
+    Raises MissingInputError for a path that does not exist or a folder without scans, UnreadableInputError for
+    one without permission.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        found.update(dict.fromkeys(_scans_in(path) if path.is_dir() else [_existing(path)]))
+        try:
+            found.update(dict.fromkeys(_scans_in(path) if path.is_dir() else [_existing(path)]))
+        except OSError as error:
+            raise not_readable(path, error) from error
     return list(found)
 
 

@@ -1,6 +1,8 @@
 """Fixtures that more than one test file uses."""
 
+import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,6 +181,23 @@ def model_file(tmp_path: Path) -> Path:
 def model(model_file: Path) -> Model:
     """The tiny model, opened."""
     return read_model(model_file)
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[Path]:
+    """A folder ``closed`` that the test may not enter, though it runs as root."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (folder / "a.nii").write_bytes(b"closed")
+    folder.chmod(0)
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)  # with it go the rights of root
+    try:
+        yield folder
+    finally:
+        os.seteuid(mine)
+        folder.chmod(0o700)
 
 
 @pytest.fixture

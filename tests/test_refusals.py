@@ -287,15 +287,6 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         read_scan(tmp_path / "pipe.nii")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission(tmp_path: Path, make: SimpleNamespace) -> None:
-    path = tmp_path / "secret.nii"
-    path.write_bytes(make.nifti())
-    path.chmod(0)
-    with pytest.raises(UnreadableInputError, match="check its permissions"):
-        read_scan(path)
-
-
 def test_truncated_detached_data(tmp_path: Path, make: SimpleNamespace) -> None:
     (tmp_path / "scan.raw").write_bytes(make.voxels()[:-9])
     (tmp_path / "scan.mhd").write_bytes(make.mha(b"", ElementDataFile="scan.raw"))
