@@ -111,14 +111,20 @@ def _payload(path: Path, fields: dict[str, str], end: int, voxel: np.dtype, leng
     name = None if fields["ElementDataFile"].upper() == "LOCAL" else fields["ElementDataFile"]
     if _is_true(fields, "CompressedData"):
         source, start, _ = place_of_voxels(path, name, end, {}, "HeaderSize", None)
-        return Payload(source, start, "zlib", 0, length, voxel, _stored(path, fields, name is None))
+        stored = _stored(path, fields, name is None)
+        if stored is not None and start + stored > source.stat().st_size:  # SimpleITK asks for as much memory
+            raise not_an_image(path, f"CompressedDataSize {stored}, beyond the end of the file")
+        return Payload(source, start, "zlib", 0, length, voxel, stored)
     source, start, _ = place_of_voxels(path, name, end, fields, "HeaderSize", length)
     return Payload(source, start, "raw", 0, length, voxel)
 
 
 def _stored(path: Path, fields: dict[str, str], local: bool) -> int | None:
     if "CompressedDataSize" in fields:
-        return whole_numbers(path, "CompressedDataSize", fields["CompressedDataSize"])[0]
+        stored = whole_numbers(path, "CompressedDataSize", fields["CompressedDataSize"])
+        if len(stored) != 1 or stored[0] < 0:
+            raise not_an_image(path, f"CompressedDataSize {fields['CompressedDataSize'][:60]!r}")
+        return stored[0]
     if local:  # SimpleITK then returns whatever lies in memory
         raise not_an_image(path, "compressed voxels without CompressedDataSize")
     return None

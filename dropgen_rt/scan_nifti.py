@@ -85,7 +85,7 @@ def _fields(path: Path, head: bytes) -> _Fields:
             return _signed(path, fields, head[344:348], b"n+1\0", b"ni1\0")
         if len(head) >= 540 and struct.unpack_from(f"{order}i", head)[0] == 540:
             fields = _nifti2(head, order)
-            return _signed(path, fields, head[4:8], b"n+2\0", b"ni2\0")
+            return _signed(path, fields, head[4:12], b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n")
     raise not_an_image(path, "not a NIfTI header")
 
 
@@ -189,6 +189,8 @@ def _qform(path: Path, raw: _Fields) -> np.ndarray:
     square = b * b + c * c + d * d
     if not are_coordinates(raw.quaternion) or square > 1 + QUATERNION_EXCESS:
         raise _bad_transform(path, f"qform quaternion {b:g}, {c:g}, {d:g} at {position}")
+    if raw.pixdim[0] < 0 and raw.pixdim[0] != -1:  # SimpleITK flips z then, other readers do not
+        raise _bad_transform(path, f"qform handedness {raw.pixdim[0]:g}")
     a = math.sqrt(max(0.0, 1 - square))
     turn = np.array([
         [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],

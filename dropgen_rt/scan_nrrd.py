@@ -78,7 +78,7 @@ def _fields(path: Path, head: bytes) -> tuple[dict[str, str], int]:
 
 def _vectors(fields: dict[str, str]) -> list[str] | None:
     text = fields.get("space directions")
-    return re.findall(r"none|\([^)]*\)", text) if text is not None else None
+    return re.findall(r"none|\([^)]*\)", text) or [""] if text is not None else None  # [""]: as many as no axes has
 
 
 def _spatial_axes(path: Path, fields: dict[str, str], sizes: tuple[int, ...]) -> list[int]:

@@ -291,8 +291,8 @@ def _sha256(path: Path, header: RawHeader) -> str:
 
 
 def _disagreement(header: RawHeader, geometry: Geometry) -> tuple[str, ...]:
-    """The warning that sform and qform place the scan differently, and which one is in use."""
-    if len(header.affines) < 2:
+    """The warning that sform and qform, or sform and pixdim, place the scan differently, and which is in use."""
+    if not header.affines:
         return ()
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.size) - 1)
     here = geometry.to_world(corners)
@@ -303,6 +303,10 @@ def _disagreement(header: RawHeader, geometry: Geometry) -> tuple[str, ...]:
     unused = max(apart, key=lambda name: apart[name] if np.isfinite(apart[name]) else np.inf)
     if apart[unused] <= _TRANSFORM_AGREEMENT * min(geometry.spacing_mm):
         return ()
+    if len(header.affines) == 1:
+        return (
+            f"{unused} and pixdim place corners up to {apart[unused]:.3g} mm apart: the voxels are those of pixdim",
+        )
     used = "qform" if unused == "sform" else "sform"
     return (f"sform and qform place the scan up to {apart[unused]:.3g} mm apart: the {used} is used",)
 
