@@ -115,6 +115,9 @@ def _payload(path: Path, fields: dict[str, str], end: int, voxel: np.dtype, leng
         if stored is not None and start + stored > source.stat().st_size:  # SimpleITK asks for as much memory
             raise not_an_image(path, f"CompressedDataSize {stored}, beyond the end of the file")
         return Payload(source, start, "zlib", 0, length, voxel, stored)
+    if name is None and fields.get("HeaderSize", "0") not in ("0", "-1"):
+        whole_numbers(path, "HeaderSize", fields["HeaderSize"])
+        raise not_an_image(path, "HeaderSize and voxels in the same file")  # SimpleITK counts it from the first byte
     source, start, _ = place_of_voxels(path, name, end, fields, "HeaderSize", length)
     return Payload(source, start, "raw", 0, length, voxel)
 
