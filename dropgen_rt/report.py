@@ -47,7 +47,7 @@ def render(title: str, scan: Volume, labels: Volume, manifest: Manifest, record:
     """
     shown = has_viewer()
     packed = pack(scan, labels) if shown else PackedVolumes("", "", ())
-    data = _page_data(scan, labels, manifest.labels) if shown else {}
+    data = _page_data(scan, labels, manifest.labels, record.labels) if shown else {}
     return Template(_text("report.html")).substitute(
         title=html.escape(title),
         model=html.escape(manifest.name),
@@ -68,7 +68,9 @@ def _text(name: str) -> str:
     return (_FILES / name).read_text(encoding="utf-8")
 
 
-def _page_data(scan: Volume, labels: Volume, names: tuple[Label, ...]) -> dict[str, Any]:
+def _page_data(
+    scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[LabelVolume, ...]
+) -> dict[str, Any]:
     """What the script must know beside the two volumes."""
     grey = scan.array[0]
     low, high = (float(value) for value in np.percentile(grey, _GREY_PERCENTILES))
@@ -76,8 +78,8 @@ def _page_data(scan: Volume, labels: Volume, names: tuple[Label, ...]) -> dict[s
         low, high = float(grey.min()), float(grey.max())
     middles = _middles(labels.array[0], labels.geometry, len(names))
     structures = [
-        {"value": label.value, "name": label.name, "colour": label.colour, "middle_mm": middles[label.value - 1]}
-        for label in names
+        {"value": label.value, "name": label.name, "colour": label.colour, "voxels": volume.voxels, "middle_mm": middle}
+        for label, volume, middle in zip(names, volumes, middles, strict=True)
     ]
     return {"structures": structures, "window": [low, high]}
 

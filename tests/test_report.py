@@ -198,6 +198,31 @@ def test_a_structures_name_leads_to_it(page: Page) -> None:
     np.testing.assert_allclose(middle, (10.5, 9.5, 30), rtol=0, atol=1.01)
 
 
+@pytest.mark.parametrize("code", ["LPS", "AIL"])
+def test_an_oblique_scan_lies_where_it_should(tiny, tmp_path: Path, code: str) -> None:
+    """The viewer, asked for the place of a structure that Python computed, finds intensity and label there."""
+    geometry, change = oblique((40, 36, 24)).reoriented(code)
+    grey, labels = np.random.default_rng(0).integers(0, 50, (24, 36, 40)), np.zeros((24, 36, 40), np.uint8)
+    for value, box in ((1, np.s_[3:8, 20:30, 5:9]), (2, np.s_[15:20, 4:9, 25:36])):
+        labels[box], grey[box] = value, 100 * value
+    manifest = tiny.manifest()
+    record = Record({}, {}, {}, {}, 1, label_volumes(labels, geometry, manifest.labels), {}, {})
+    volumes = [Volume(np.ascontiguousarray(change.apply(item))[None], geometry)
+               for item in (grey.astype(np.float32), labels)]  # fmt: skip
+    path = tmp_path / "oblique_report.html"
+    path.write_text(report.render("oblique", *volumes, manifest, record, b""), encoding="utf-8")
+    with open_page(path, tmp_path / "profile", SMALL) as opened_page:
+        opened_page.wait_for("document.body.dataset.state === 'ready'")
+        data = json.loads(opened_page.evaluate("document.getElementById('page-data').textContent"))
+        for structure in data["structures"]:
+            value, name = structure["value"], structure["name"]
+            opened_page.evaluate(f"document.querySelector(\"tr[data-value='{value}'] button\").click()")
+            text = opened_page.evaluate("document.getElementById('readout').textContent")
+            assert text.endswith(f" mm (left, posterior, superior) · intensity {100 * value} · {name}"), text
+            shown = [float(part) for part in text.split(" mm")[0].split(",")]
+            np.testing.assert_allclose(shown, structure["middle_mm"], rtol=0, atol=0.051)  # one decimal is shown
+
+
 def test_the_page_asks_for_nothing_and_complains_of_nothing(page: Page, written: Path) -> None:
     """After all that the tests above did; a later request would be refused by the page itself."""
     assert written.resolve().as_uri() in page.requests

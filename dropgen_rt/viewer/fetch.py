@@ -7,6 +7,7 @@ It needs npm, and its registry or cache. ``make viewer`` runs it, and the build 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -20,19 +21,20 @@ SCRIPT, LICENCES = FOLDER / "niivue.umd.js", FOLDER / "niivue.licences.txt"
 PACKAGE = "@niivue/niivue"
 
 # niivue's label shader knows only shown and hidden structures. Three lines of it are changed, so that each has an
-# opacity of its own, and none that is hidden leaves a rim in its neighbours' place.
+# opacity of its own, and none that is hidden leaves its colour, or an outline, where its neighbours begin.
 _CHANGES = (
     ("clr.a = 1.0;\n\tclr.a *= opacity;\n\treturn clr;\n}\nvoid", "clr.a *= opacity;\n\treturn clr;\n}\nvoid"),
-    ("FragColor.a /= 7.0;", "FragColor.a = centerColor.a > 0.0 ? FragColor.a / 7.0 : 0.0;"),
+    ("FragColor.a /= 7.0;", "FragColor = centerColor.a > 0.0 ? vec4(FragColor.rgb, FragColor.a / 7.0) : vec4(0.0);"),
     ("FragColor.a = xyzaFrac.a;", "FragColor.a = centerColor.a > 0.0 ? xyzaFrac.a : 0.0;"),
 )
 _NPM = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=dev", "--omit=optional", "--loglevel=error")
 
 
 def heading() -> str:
-    """The first line of the licence file: it tells which version lies here."""
+    """The first line of the licence file: it tells which version, with which changes, lies here."""
     version = json.loads((FOLDER / "package.json").read_text(encoding="utf-8"))["dependencies"][PACKAGE]
-    return f"niivue {version} and the packages inside it"
+    changes = hashlib.sha256(repr(_CHANGES).encode()).hexdigest()[:8]
+    return f"niivue {version}, its label shader changed ({changes}), and the packages inside it"
 
 
 def is_present() -> bool:

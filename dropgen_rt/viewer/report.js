@@ -69,7 +69,7 @@
   const goTo = (item) => {
     if (!item.middle_mm) return;
     const [left, posterior, superior] = item.middle_mm;
-    viewer.scene.crosshairPos = viewer.mm2frac([-left, -posterior, superior]);
+    viewer.scene.crosshairPos = viewer.mm2frac([-left, -posterior, superior], 0, true);
     viewer.createOnLocationChange();
     viewer.drawScene();
   };
@@ -88,7 +88,7 @@
       viewer.opts.atlasOutline = event.target.checked ? 1 : 0;
       update();
     });
-    byId("scan3d").addEventListener("input", update);
+    byId("scan3d").addEventListener("input", redraw);
     for (const id of ["low", "high"]) {
       byId(id).addEventListener("change", () => grey(Number(byId("low").value), Number(byId("high").value)));
     }
@@ -97,12 +97,16 @@
   };
 
   // In 3D the head would hide what is inside it: the scan has a strength of its own there.
-  const update = () => {
-    viewer.updateGLVolume();
+  const redraw = () => {
     const shader = viewer.renderShader;
     shader.use(viewer.gl);
     viewer.gl.uniform1f(shader.uniforms.backOpacity, byId("scan3d").value / 100);
     viewer.drawScene();
+  };
+
+  const update = () => {
+    viewer.updateGLVolume();
+    redraw();
   };
 
   const open = async () => {
@@ -113,7 +117,8 @@
     viewer = new niivue.Niivue({
       backColor: [0.06, 0.06, 0.07, 1],
       crosshairColor: [0.9, 0.9, 0.9, 0.6],
-      crosshairWidth: 1,
+      crosshairWidth: 0.8,
+      crosshairWidthUnit: "mm",
       isRadiologicalConvention: true,
       fontColor: [0.85, 0.85, 0.85, 1],
       sagittalNoseLeft: true,
@@ -138,9 +143,8 @@
     viewer.onIntensityChange = showWindow;
     listen();
     showWindow();
-    recolour();
-    const largest = page.structures.find((item) => item.middle_mm);
-    if (largest) goTo(largest);
+    redraw();
+    goTo(page.structures.reduce((one, other) => (other.voxels > one.voxels ? other : one)));
     state("ready", "");
   };
 
