@@ -45,7 +45,7 @@ class PackedVolumes:
 
 def pack(scan: Volume, labels: Volume) -> PackedVolumes:
     """Channel 0 of a scan (C, z, y, x) and its labels (1, z, y, x), as the page embeds them."""
-    strides, notes = (1, 1, 1), ()
+    strides: tuple[int, int, int] = (1, 1, 1)
     while True:
         strides = _fewer_voxels(scan.geometry, strides)
         geometry = _strided(scan.geometry, strides)

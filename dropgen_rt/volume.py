@@ -229,14 +229,15 @@ def _affine_geometry(header: RawHeader) -> Geometry:
     if header.affines:
         _, affine = header.affines[0]
         axes, origin = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0), affine[:3, 3]
-    return _checked_geometry(header.payload.path, header.size, header.spacing_mm, origin, axes)
+    return _checked_geometry(header.payload.path, header.size, header.spacing_mm, origin.tolist(), axes)
 
 
 def _checked_geometry(
     path: Path, size: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float], axes: np.ndarray
 ) -> Geometry:
+    (x, y, z), (i, j, k), (a, b, c) = size, spacing_mm, origin_mm
     try:
-        return Geometry(tuple(size), tuple(spacing_mm), tuple(origin_mm), tuple(axes.ravel().tolist()))
+        return Geometry((x, y, z), (i, j, k), (a, b, c), tuple(axes.ravel().tolist()))
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}; export the scan again") from error
 

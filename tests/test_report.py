@@ -367,7 +367,7 @@ def test_a_scan_of_256_cubed(tiny, tmp_path: Path) -> None:
     path = tmp_path / "noise_report.html"
     path.write_text(text, encoding="utf-8")
     assert path.stat().st_size < LARGEST_PAGE_BYTES
-    with open_page(path, tmp_path / "profile", SMALL) as opened_page:
+    with open_page(path, tmp_path / "profile", (640, 400)) as opened_page:
         opened_page.wait_for("document.body.dataset.state === 'ready'")
         pixels = opened_page.screenshot("#canvas")
         assert all(of_label(pixels, colour).mean() > 0.001 for colour in tiny.colours)
