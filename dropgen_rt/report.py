@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.manifest import Label, Manifest
 from dropgen_rt.record import LabelVolume, Record
-from dropgen_rt.report_volumes import PackedVolumes, pack
+from dropgen_rt.report_volumes import PackedVolumes, bounds, pack
 from dropgen_rt.volume import Volume
 
 #: What a page says where the viewer is not part of the installation.
@@ -72,10 +72,7 @@ def _page_data(
     scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[LabelVolume, ...]
 ) -> dict[str, Any]:
     """What the script must know beside the two volumes."""
-    grey = scan.array[0]
-    low, high = (float(value) for value in np.percentile(grey, _GREY_PERCENTILES))
-    if low == high:
-        low, high = float(grey.min()), float(grey.max())
+    low, high = bounds(scan.array[0], _GREY_PERCENTILES)
     middles = _middles(labels.array[0], labels.geometry, len(names))
     structures = [
         {"value": label.value, "name": label.name, "colour": label.colour, "voxels": volume.voxels, "middle_mm": middle}

@@ -26,6 +26,9 @@ SHOWN_VOXELS = 2**26
 #: Bytes compressed between two looks at the budget.
 _BLOCK = 2**20
 
+#: Voxels from which percentiles are taken at most.
+_SAMPLED_VOXELS = 2**23
+
 #: Percentiles between which 8 bits are spread where 16 are too many.
 _EIGHT_BIT_RANGE = (0.1, 99.9)
 
@@ -65,6 +68,13 @@ def pack(scan: Volume, labels: Volume) -> PackedVolumes:
     return PackedVolumes(_text(packed), _text(packed_labels), notes)
 
 
+def bounds(grey: NDArray[np.float32], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Two percentiles, of every n-th voxel where there are many; the extremes where the percentiles meet."""
+    some = grey.ravel()[:: grey.size // _SAMPLED_VOXELS + 1]
+    low, high = (float(value) for value in np.percentile(some, percentiles))
+    return (low, high) if low < high else (float(grey.min()), float(grey.max()))
+
+
 def _pack_scan(grey: NDArray[np.float32], geometry: Geometry) -> tuple[bytes | None, tuple[str, ...]]:
     """The scan within SCAN_BYTES, or None: exact where 16-bit integers are, else rounded, else 8 bits."""
     low, high = float(grey.min()), float(grey.max())
@@ -77,7 +87,7 @@ def _pack_scan(grey: NDArray[np.float32], geometry: Geometry) -> tuple[bytes | N
         packed = _gzip(_scaled(grey, geometry, low, high, np.dtype(np.int16)), SCAN_BYTES)
         if packed is not None:
             return packed, ("the viewer shows intensities rounded to 16 bits",)
-    low, high = (float(value) for value in np.percentile(grey, _EIGHT_BIT_RANGE))
+    low, high = bounds(grey, _EIGHT_BIT_RANGE)
     note = f"the viewer shows intensities in 256 steps from {low:g} to {high:g}"
     return _gzip(_scaled(grey, geometry, low, high, np.dtype(np.uint8)), SCAN_BYTES), (note,)
 
