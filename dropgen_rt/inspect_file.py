@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dropgen_rt import scan_metaimage, scan_nifti, scan_nrrd
 from dropgen_rt.errors import InputError, MissingInputError, UnreadableInputError
-from dropgen_rt.scan_header import Packing, RawHeader, not_an_image, not_readable, refusal
+from dropgen_rt.scan_header import Packing, RawHeader, is_text, not_an_image, not_readable, refusal
 from dropgen_rt.scan_payload import check_payload, check_undamaged, first_bytes
 from dropgen_rt.scan_text import HEADER_BYTES
 
@@ -40,6 +40,8 @@ def _check_is_file(path: Path) -> None:
         raise refusal(UnreadableInputError, path, "a folder", accepted, "name a scan in it")
     if not path.is_file():
         raise refusal(UnreadableInputError, path, "a pipe or device", accepted, "save it to a file first")
+    if not is_text(path):
+        raise refusal(UnreadableInputError, path, "a name that is not UTF-8", "one that is", "rename file or folder")
     if not scan_suffix(path):
         raise refusal(UnreadableInputError, path, f"suffix {path.suffix!r}", accepted, "convert it first")
     if path.stat().st_size == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dropgen_rt.errors import GeometryError, InputError, UnsuitableInputError
+from dropgen_rt.geometry import Geometry
 from dropgen_rt.scan_header import (
     Packing,
     Payload,
@@ -33,6 +34,9 @@ SPACING_AGREEMENT = 1e-2
 
 #: How far b² + c² + d² of the quaternion may exceed 1: float32 rounding; SimpleITK renormalises any excess.
 QUATERNION_EXCESS = 1e-4
+
+#: sform and qform that put a corner further apart than this share of the smallest voxel edge disagree.
+_TRANSFORM_AGREEMENT = 0.1
 
 _TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
@@ -214,3 +218,24 @@ def _warnings(raw: _Fields) -> tuple[str, ...]:
     elif raw.units != 2:
         found.append(f"the header is in {'metres' if raw.units == 1 else 'micrometres'}: converted to mm")
     return tuple(found)
+
+
+def disagreement(affines: tuple[tuple[str, np.ndarray], ...], geometry: Geometry) -> tuple[str, ...]:
+    """The warning that sform and qform, or sform and pixdim, place the scan differently, and which is in use."""
+    if not affines:
+        return ()
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.size) - 1)
+    here = geometry.to_world(corners)
+    apart = {
+        name: float(np.linalg.norm(corners @ affine[:3, :3].T + affine[:3, 3] - here, axis=1).max())
+        for name, affine in affines
+    }
+    unused = max(apart, key=lambda name: apart[name] if np.isfinite(apart[name]) else np.inf)
+    if apart[unused] <= _TRANSFORM_AGREEMENT * min(geometry.spacing_mm):
+        return ()
+    if len(affines) == 1:
+        return (
+            f"{unused} and pixdim place corners up to {apart[unused]:.3g} mm apart: the voxels are those of pixdim",
+        )
+    used = "qform" if unused == "sform" else "sform"
+    return (f"sform and qform place the scan up to {apart[unused]:.3g} mm apart: the {used} is used",)

@@ -30,7 +30,8 @@ from dropgen_rt.errors import (
 )
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import SCAN_SUFFIXES, inspect_file, scan_suffix
-from dropgen_rt.scan_header import RawHeader, not_readable, refusal
+from dropgen_rt.scan_header import RawHeader, is_text, not_readable, refusal
+from dropgen_rt.scan_nifti import disagreement
 
 __all__ = [
     "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "nifti_bytes",
@@ -48,9 +49,6 @@ MAX_LABEL = 2**16 - 1
 
 #: How far what SimpleITK read may be from the raw header, relative: float32 against float64.
 _READ_AGREEMENT = 1e-5
-
-#: sform and qform that put a corner further apart than this share of the smallest voxel edge disagree.
-_TRANSFORM_AGREEMENT = 0.1
 
 # What SimpleITK puts before its messages: an object and its address, another one in every run.
 _OBJECT = re.compile(r"^ITK ERROR: (\w+\(0x\w+\): )?")
@@ -104,7 +102,7 @@ def read_scan(path: str | Path) -> Scan:
         path=path,
         sha256=_sha256(path, header),
         voxel_type=header.payload.voxel.newbyteorder("=").name,
-        warnings=header.warnings + _disagreement(header, geometry),
+        warnings=header.warnings + disagreement(header.affines, geometry),
     )
 
 
@@ -141,6 +139,8 @@ def write_labels(labels: np.ndarray, geometry: Geometry, path: str | Path) -> No
     if scan_suffix(path) not in LABEL_SUFFIXES:
         accepted = ", ".join(LABEL_SUFFIXES)
         raise OutputError(f"cannot write {path}: suffix {path.suffix!r}; accepted: {accepted}; rename it")
+    if not is_text(path):
+        raise OutputError(f"cannot write {str(path)!r}: its name is not UTF-8; rename the scan or its folder")
     with atomic_path(path) as temporary:
         _write(labels, geometry, path, temporary)
 
@@ -289,27 +289,6 @@ def _sha256(path: Path, header: RawHeader) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _disagreement(header: RawHeader, geometry: Geometry) -> tuple[str, ...]:
-    """The warning that sform and qform, or sform and pixdim, place the scan differently, and which is in use."""
-    if not header.affines:
-        return ()
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.size) - 1)
-    here = geometry.to_world(corners)
-    apart = {
-        name: float(np.linalg.norm(corners @ affine[:3, :3].T + affine[:3, 3] - here, axis=1).max())
-        for name, affine in header.affines
-    }
-    unused = max(apart, key=lambda name: apart[name] if np.isfinite(apart[name]) else np.inf)
-    if apart[unused] <= _TRANSFORM_AGREEMENT * min(geometry.spacing_mm):
-        return ()
-    if len(header.affines) == 1:
-        return (
-            f"{unused} and pixdim place corners up to {apart[unused]:.3g} mm apart: the voxels are those of pixdim",
-        )
-    used = "qform" if unused == "sform" else "sform"
-    return (f"sform and qform place the scan up to {apart[unused]:.3g} mm apart: the {used} is used",)
 
 
 def _write(labels: np.ndarray, geometry: Geometry, final: Path, temporary: Path) -> None:

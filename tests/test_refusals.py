@@ -89,6 +89,23 @@ def test_a_gzip_bomb_is_left_early(tmp_path: Path, make: SimpleNamespace) -> Non
         read_scan(path)
 
 
+@pytest.mark.usefixtures("home")
+def test_a_name_that_is_no_text(make: SimpleNamespace, tmp_path: Path, model_file: Path) -> None:
+    """SimpleITK would end the whole process, whether it reads or writes."""
+    program = Path(sys.executable).with_name("dropgen-rt")
+    odd, plain = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / "a.nii"
+    odd.mkdir()
+    for path in (odd / "a.nii", plain):
+        path.write_bytes(make.nifti())
+    for arguments, code in (([odd / "a.nii"], 3), ([plain, "-o", odd], 6)):
+        command = [program, "infer", *arguments, "--model", model_file]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert "name is not UTF-8" in done.stderr or "name that is not UTF-8" in done.stderr
+    assert sorted(odd.iterdir()) == [odd / "a.nii"]
+
+
 @pytest.mark.parametrize("name", ["a\nb.nii", "größe.nii"])
 def test_odd_names_stay_on_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x" * 600)

@@ -161,6 +161,16 @@ def test_doubtful_scans_are_read_with_a_warning(
     assert fragment in warning
 
 
+def test_an_sform_that_drifts_from_pixdim_is_told(make: SimpleNamespace, tmp_path: Path) -> None:
+    """Both are accepted as roundings of one length; over a long scan they are not."""
+    rows = [[-1.5, 0, 0, 10], [0, -2, 0, 20], [0, 0, 3.02, -30]]
+    data = np.arange(240).astype("<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(make.nifti(dim=(3, 2, 2, 60), rows=rows, data=data))
+    scan = read_scan(tmp_path / "a.nii")
+    assert scan.warnings == ("sform and pixdim place corners up to 1.18 mm apart: the voxels are those of pixdim",)
+    assert scan.volume.geometry.spacing_mm == (1.5, 2.0, 3.0)
+
+
 @pytest.mark.parametrize(("units", "factor"), [(1, 0.001), (3, 1000.0)])
 def test_metres_and_micrometres_become_millimetres(
     units: int, factor: float, make: SimpleNamespace, tmp_path: Path

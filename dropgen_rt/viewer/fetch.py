@@ -27,7 +27,11 @@ _CHANGES = (
     ("FragColor.a /= 7.0;", "FragColor = centerColor.a > 0.0 ? vec4(FragColor.rgb, FragColor.a / 7.0) : vec4(0.0);"),
     ("FragColor.a = xyzaFrac.a;", "FragColor.a = centerColor.a > 0.0 ? xyzaFrac.a : 0.0;"),
 )
-_NPM = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=dev", "--omit=optional", "--loglevel=error")
+_NPM = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=dev", "--omit=optional", "--fetch-retries=1",
+        "--loglevel=error")  # fmt: skip
+
+# A registry that does not answer must not hold up a build.
+_PATIENCE_S = 180
 
 
 def heading() -> str:
@@ -46,7 +50,7 @@ def is_present() -> bool:
 
 
 def fetch() -> None:
-    """Install into a temporary folder, keep the script and the licences. Raises OSError or CalledProcessError."""
+    """Install into a temporary folder, keep the script and the licences. Raises OSError or SubprocessError."""
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("npm is not installed")
@@ -54,7 +58,7 @@ def fetch() -> None:
         folder = Path(place)
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(FOLDER / name, folder / name)
-        subprocess.run([npm, *_NPM], cwd=folder, check=True, capture_output=True, text=True)
+        subprocess.run([npm, *_NPM], cwd=folder, check=True, capture_output=True, text=True, timeout=_PATIENCE_S)
         modules = folder / "node_modules"
         _put(LICENCES, _licences(modules))
         _put(SCRIPT, _changed((modules / PACKAGE / "dist" / "niivue.umd.js").read_text(encoding="utf-8")))
@@ -95,8 +99,9 @@ def main() -> int:
         return 0
     try:
         fetch()
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+    except (OSError, subprocess.SubprocessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        reason = (said.strip() or str(error)).splitlines()[0]
         print(f"the report's viewer was not brought in ({reason}); install npm, then: make viewer", file=sys.stderr)
         return 0 if optional else 1
     print(f"wrote {SCRIPT.name} and {LICENCES.name}")
