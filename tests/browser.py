@@ -29,7 +29,7 @@ FLAGS = (
 )  # fmt: skip
 
 #: Longest wait for the browser to start, or for a page to be as asked, in seconds: software rendering is slow.
-PATIENCE_S = 120
+PATIENCE_S = 240
 
 
 class Page:

@@ -16,7 +16,7 @@ from mutations import ORIGINALS, mutated
 MUTATIONS, SEED = 1000, 20261123
 
 #: Wall seconds for a thousand files: some fifty times what they take, for busy machines.
-PATIENCE_S = 120
+PATIENCE_S = 240
 
 #: Shares below which the damage would be too coarse, or too fine, to test anything.
 LEAST_SHARE = 0.1
