@@ -15,6 +15,7 @@ from dropgen_rt.manifest import Manifest
 from dropgen_rt.model import Model
 from dropgen_rt.outputs import DICOM_FORMATS, FORMATS, LABEL_FORMATS, chosen_formats
 from dropgen_rt.record import Stopwatch
+from dropgen_rt.report import NO_VIEWER, has_viewer, render
 from dropgen_rt.segment import Segmentation, Settings, segment
 from dropgen_rt.store import cache_folder, open_named
 from dropgen_rt.volume import Scan, find_scans, read_scan, scan_suffix, stem, write_labels
@@ -30,15 +31,16 @@ class Job:
     labels: dict[str, Path]
     record: Path
     picture: Path
+    report: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (*self.labels.values(), self.record, self.picture)
+        return (*self.labels.values(), self.record, self.picture, *([self.report] if self.report else []))
 
 
 def infer_files(
     scans: Sequence[Path], out: Path | None, model: str | None, settings: Settings, device: str, quiet: bool,
-    formats: Sequence[str] = (), series: str | None = None,
+    report: bool = False, formats: Sequence[str] = (), series: str | None = None,
 ) -> list[DropgenError]:  # fmt: skip
     """Segment every scan; one that is refused does not stop the others. Returns the refusals, in order.
 
@@ -54,7 +56,7 @@ def infer_files(
     planned: list[Job | DropgenError] = []
     for path in paths:
         try:
-            planned.append(plan(path, out, formats, series, opened.manifest))
+            planned.append(plan(path, out, formats, series, opened.manifest, report))
         except UsageError:
             raise
         except DropgenError as error:
@@ -62,6 +64,8 @@ def infer_files(
                 raise
             planned.append(error)
     _check_names([job for job in planned if isinstance(job, Job)])
+    if report and not has_viewer():
+        console.line(f"warning: {NO_VIEWER}")
     console.line(f"model {opened.manifest.name}, {len(opened.manifest.labels)} labels")
     with open_engine(opened, device, cache_folder()) as engine:
         console.line(f"engine {engine.name} {engine.version}, {engine.precision}, {engine.device}")
@@ -78,7 +82,9 @@ def infer_files(
     return failures
 
 
-def plan(path: Path, out: Path | None, formats: Sequence[str], series: str | None, manifest: Manifest) -> Job:
+def plan(
+    path: Path, out: Path | None, formats: Sequence[str], series: str | None, manifest: Manifest, report: bool = False
+) -> Job:
     """How one input will be read, and where its results go; of a DICOM input the headers are read here.
 
     Raises UsageError, InputError, OutputError or ResourceError.
@@ -101,11 +107,12 @@ def plan(path: Path, out: Path | None, formats: Sequence[str], series: str | Non
         read = partial(read_scan, path)
     base = _folder(path, out) / name
     labels = {kind: base.with_name(name + FORMATS[kind]) for kind in chosen}
-    return Job(path, name, read, labels, base.with_name(f"{name}_seg.json"), base.with_name(f"{name}_seg.png"))
+    record, shown = base.with_name(f"{name}_seg.json"), base.with_name(f"{name}_seg.png")
+    return Job(path, name, read, labels, record, shown, base.with_name(f"{name}_report.html") if report else None)
 
 
 def infer_file(job: Job, model: Model, settings: Settings, engine: Engine, console: Console) -> Segmentation:
-    """Read, segment and write one scan: label maps, record and picture appear together or not at all."""
+    """Read, segment and write one scan: label maps, record, picture and any report appear together or not at all."""
     watch = Stopwatch()
     with watch.stage("read"):
         scan = job.read()
@@ -114,12 +121,18 @@ def infer_file(job: Job, model: Model, settings: Settings, engine: Engine, conso
     with console.progress(scan.path.name) as progress:
         result = segment(scan, model, settings, engine=engine, progress=progress)
     with atomic_group(job.files) as temporaries:
-        *label_files, record_file, picture_file = temporaries
+        label_files = temporaries[: len(job.labels)]
+        record_file, picture_file, *report_files = temporaries[len(job.labels) :]
         with watch.stage("write_labels"):
             _write_labels(scan, result, model, dict(zip(job.labels, label_files, strict=True)))
         with watch.stage("write_picture"):
             shown = picture.draw(scan.volume, result.labels, model.manifest.labels, result.record.labels)
             picture_file.write_bytes(shown)
+        for report_file in report_files:
+            with watch.stage("write_report"):
+                record = result.record.with_timings(watch)
+                page = render(scan.path.name, scan.volume, result.labels, model.manifest, record, shown)
+                report_file.write_text(page, encoding="utf-8")
         record_file.write_text(result.record.with_timings(watch).to_json(), encoding="utf-8")
     for file in job.labels.values():
         console.line(f"wrote {file}")
