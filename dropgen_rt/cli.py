@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -109,18 +110,26 @@ def pretrain_encoder(label_maps: Path, out: Path, steps: int, width: int, seed: 
 @click.option("-o", "--out", type=FILE, required=True, help="model.onnx to write.")
 @click.option("--name", help="The model's name; by default the file's.")
 @click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default the training window.")
-def export(checkpoint: Path, out: Path, name: str | None, window: tuple[int, int, int] | None) -> None:
+@click.option(
+    "--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+    help="How kernels are stored; fp16 halves the file, and every engine still computes in fp32.",
+)  # fmt: skip
+def export(
+    checkpoint: Path, out: Path, name: str | None, window: tuple[int, int, int] | None, weights: Literal["fp32", "fp16"]
+) -> None:
     """Write CHECKPOINT as one fused ONNX graph that carries its manifest."""
     _require("torch", "export")
     _require("onnxruntime", "export")
     from dropgen_rt.export.to_onnx import PARITY
     from dropgen_rt.export.to_onnx import export as write
 
-    manifest, error = write(checkpoint, out, name, window)
+    manifest, error, rounding = write(checkpoint, out, name, window, weights)
     click.echo(
         f"{manifest.name}: {len(manifest.labels)} labels, window {manifest.window}, spacing {manifest.spacing_mm} mm"
     )
     click.echo(f"ONNX Runtime against PyTorch fp32: {error:.1e} of the logits' range (accepted: {PARITY:.0e})")
+    if weights == "fp16":
+        click.echo(f"with kernels rounded to fp16, against the checkpoint's own: {rounding:.1e} of the logits' range")
     click.echo(f"wrote {out}")
 
 

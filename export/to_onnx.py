@@ -1,16 +1,20 @@
 """A checkpoint's network and manifest as one ``model.onnx``, proved equal before it appears."""
 
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnxruntime import InferenceSession
+from torch import nn
 
 import dropgen_rt
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import UsageError, VerificationError
 from dropgen_rt.export.fuse import fuse
+from dropgen_rt.export.half_weights import round_kernels, store_half
 from dropgen_rt.manifest import METADATA_KEY, Intensity, Label, Manifest
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen
@@ -23,26 +27,54 @@ INPUT, OUTPUT = "image", "logits"
 PARITY = 1e-4
 
 
-def export(
-    checkpoint: Path, out: Path, name: str | None = None, window: tuple[int, int, int] | None = None
-) -> tuple[Manifest, float]:
-    """Write ``out`` from a training checkpoint; returns its manifest and the measured parity error.
+# Largest logit difference over the range that rounding the kernels to float16 may make: 2^-12 each, in the worst case
+# for all of some forty layers the same way, is 1e-2; more means that a layer was changed, not rounded.
+ROUNDING = 1e-2
 
-    ``window`` (z, y, x) voxels is the graph's fixed input size, by default the training window. The parity
-    error is the largest logit difference between ONNX Runtime and PyTorch, both fp32, over the logits' range.
+Weights = Literal["fp32", "fp16"]
+
+
+class Exported(NamedTuple):
+    """``parity``: ONNX Runtime against PyTorch with the weights that were stored; ``rounding``: against the
+    checkpoint's own weights, equal to ``parity`` where those were stored. Both over the logits' range."""
+
+    manifest: Manifest
+    parity: float
+    rounding: float
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    name: str | None = None,
+    window: tuple[int, int, int] | None = None,
+    weights: Weights = "fp32",
+) -> Exported:
+    """Write ``out`` from a training checkpoint; returns its manifest and the measured differences.
+
+    ``window`` (z, y, x) voxels is the graph's fixed input size, by default the training window. With ``weights``
+    "fp16" the kernels are rounded and stored as float16; the graph still computes in float32. Differences are
+    the largest of a logit between ONNX Runtime and PyTorch, both fp32, over the logits' range.
     Raises ModelError for a bad checkpoint, VerificationError (and leaves no file) if the two disagree.
     """
     network, content = load_network(checkpoint)
     manifest = _manifest(network, content, name or out.stem, window)
+    stored: nn.Module = fuse(network)
+    referee: nn.Module = network
+    if weights == "fp16":
+        stored = referee = round_kernels(stored)
     with atomic_path(out) as temporary:
-        _write(fuse(network), manifest, temporary)
-        error = parity(network, manifest, temporary)
-        if not error <= PARITY:
-            raise VerificationError(
-                f"{out}: ONNX Runtime and PyTorch differ by {error:.2e} of the logits' range, accepted is "
-                f"{PARITY:.0e}; nothing was written"
-            )
-    return manifest, error
+        _write(stored, manifest, temporary, weights)
+        windows = _test_windows(manifest)
+        logits = _run(temporary, windows)
+        result = Exported(manifest, _difference(logits, referee, windows), _difference(logits, network, windows))
+        for error, accepted, what in ((result.parity, PARITY, ""), (result.rounding, ROUNDING, "'s unrounded weights")):
+            if not error <= accepted:
+                raise VerificationError(
+                    f"{out}: ONNX Runtime and PyTorch{what} differ by {error:.2e} of the logits' range, accepted is "
+                    f"{accepted:.0e}; nothing was written"
+                )
+    return result
 
 
 def _manifest(network: DropGen, content: dict, name: str, window: tuple[int, int, int] | None) -> Manifest:
@@ -69,7 +101,7 @@ def _manifest(network: DropGen, content: dict, name: str, window: tuple[int, int
     )
 
 
-def _write(network: DropGen, manifest: Manifest, path: Path) -> None:
+def _write(network: nn.Module, manifest: Manifest, path: Path, weights: Weights) -> None:
     example = torch.zeros(2, len(manifest.channels), *manifest.window)
     program = torch.onnx.export(
         network, (example,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
@@ -82,18 +114,29 @@ def _write(network: DropGen, manifest: Manifest, path: Path) -> None:
         del node.metadata_props[:]
     for value in [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]:
         del value.metadata_props[:]
+    if weights == "fp16":
+        store_half(model)
     onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
 
 
-def parity(network: DropGen, manifest: Manifest, path: Path) -> float:
-    """Largest |ONNX Runtime - PyTorch| over the range of PyTorch's logits, on seeded windows of noise and a ramp."""
+def _test_windows(manifest: Manifest) -> NDArray[np.float32]:
+    """(2, channels, z, y, x): seeded noise and a ramp."""
     shape = (2, len(manifest.channels), *manifest.window)
     windows = np.random.default_rng(0).random(shape, dtype=np.float32)
     windows[1] = np.linspace(0, 1, windows[1].size, dtype=np.float32).reshape(shape[1:])
+    return windows
+
+
+def _run(path: Path, windows: NDArray[np.float32]) -> NDArray[np.float32]:
     session = InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    (ours,) = session.run([OUTPUT], {INPUT: windows})
+    logits: NDArray[np.float32] = session.run([OUTPUT], {INPUT: windows})[0]
+    return logits
+
+
+def _difference(logits: NDArray[np.float32], network: nn.Module, windows: NDArray[np.float32]) -> float:
+    """Largest |logits - PyTorch's| over the range of PyTorch's."""
     with torch.no_grad():
-        theirs = network.eval()(torch.from_numpy(windows)).numpy()
-    return float(np.abs(ours - theirs).max() / np.ptp(theirs))
+        expected = network.eval()(torch.from_numpy(windows)).numpy()
+    return float(np.abs(logits - expected).max() / np.ptp(expected))

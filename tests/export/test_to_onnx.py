@@ -57,8 +57,8 @@ def test_fused_network_computes_the_same() -> None:
 
 
 def test_export_writes_a_model_that_explains_itself(trained: Path, tmp_path: Path) -> None:
-    manifest, error = export(trained, tmp_path / "m.onnx", window=(16, 32, 16))
-    assert error <= PARITY
+    manifest, error, rounding = export(trained, tmp_path / "m.onnx", window=(16, 32, 16))
+    assert error <= PARITY and rounding == error
     model = read_model(tmp_path / "m.onnx")
     assert model.manifest == manifest
     assert manifest.window == (16, 32, 16)
