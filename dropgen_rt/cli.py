@@ -6,6 +6,7 @@ from typing import Literal
 
 import click
 
+from dropgen_rt import cli_engines, cli_models
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
 from dropgen_rt.windows import BLENDS, Blend
 
@@ -42,7 +43,7 @@ def main() -> None:
 )
 @click.option("--overlap", type=float, help="Share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
-@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
@@ -133,18 +134,6 @@ def export(
     click.echo(f"wrote {out}")
 
 
-@main.command("build-engine")
-@click.argument("model", type=FILE)
-@click.option("--name", help="Install under this name; by default the manifest's.")
-@click.option("--no-default", is_flag=True, help="Leave the default model as it is.")
-def build_engine(model: Path, name: str | None, no_default: bool) -> None:
-    """Compile MODEL for this machine's CPU and install it under a name."""
-    from dropgen_rt.build import build
-
-    for line in build(model, name, not no_default):
-        click.echo(line)
-
-
 @main.command()
 @click.argument("prediction", type=FILE)
 @click.argument("label", type=FILE)
@@ -156,6 +145,10 @@ def evaluate(prediction: Path, label: Path, labels: Path | None, out: Path | Non
 
     for line in evaluate_files(prediction, label, labels, out):
         click.echo(line)
+
+
+for command in (cli_engines.build_engine, cli_engines.verify, cli_engines.doctor, cli_models.models):
+    main.add_command(command)
 
 
 def _require(module: str, extra: str) -> None:

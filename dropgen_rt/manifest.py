@@ -14,7 +14,7 @@ from dropgen_rt.geometry import parse_orientation
 from dropgen_rt.windows import BLENDS, Blend
 
 METADATA_KEY = "dropgen_rt.manifest"
-SCHEMA_MAJOR, SCHEMA_MINOR = 1, 0
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 1
 SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 
@@ -53,7 +53,11 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime must know of a model. ``spacing_mm`` is (x, y, z), ``window`` is (z, y, x) voxels."""
+    """Everything the runtime must know of a model. ``spacing_mm`` is (x, y, z), ``window`` is (z, y, x) voxels.
+
+    With ``dynamic_window`` the graph takes windows of any multiples of ``stride``, and ``window`` is the usual one.
+    ``golden_sha256`` is the digest of the golden windows beside it (dropgen_rt.golden), "" if there are none.
+    """
 
     name: str
     labels: tuple[Label, ...]
@@ -67,6 +71,8 @@ class Manifest:
     blend: Blend = "gaussian"
     training: dict[str, Any] = field(default_factory=dict)
     notice: str = ""
+    dynamic_window: bool = False
+    golden_sha256: str = ""
     schema: str = SCHEMA
 
     def __post_init__(self) -> None:
