@@ -122,7 +122,7 @@ def choose_ahead(precision: str) -> Precision:
     """A precision for a GPU that is not here."""
     for item in ("fp32", "fp16", "bf16"):
         if item == precision:
-            return item  # type: ignore[return-value]
+            return item
     raise UsageError(f"precision {precision!r}: accepted are auto, fp32, fp16 and bf16")
 
 

@@ -2,11 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
 
 import click
 
-from dropgen_rt import cli_engines, cli_models
+from dropgen_rt import cli_engines, cli_export, cli_models
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
 from dropgen_rt.windows import BLENDS, Blend
 
@@ -107,34 +106,6 @@ def pretrain_encoder(label_maps: Path, out: Path, steps: int, width: int, seed: 
 
 
 @main.command()
-@click.argument("checkpoint", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="model.onnx to write.")
-@click.option("--name", help="The model's name; by default the file's.")
-@click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default the training window.")
-@click.option(
-    "--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-    help="How kernels are stored; fp16 halves the file, and every engine still computes in fp32.",
-)  # fmt: skip
-def export(
-    checkpoint: Path, out: Path, name: str | None, window: tuple[int, int, int] | None, weights: Literal["fp32", "fp16"]
-) -> None:
-    """Write CHECKPOINT as one fused ONNX graph that carries its manifest."""
-    _require("torch", "export")
-    _require("onnxruntime", "export")
-    from dropgen_rt.export.to_onnx import PARITY
-    from dropgen_rt.export.to_onnx import export as write
-
-    manifest, error, rounding = write(checkpoint, out, name, window, weights)
-    click.echo(
-        f"{manifest.name}: {len(manifest.labels)} labels, window {manifest.window}, spacing {manifest.spacing_mm} mm"
-    )
-    click.echo(f"ONNX Runtime against PyTorch fp32: {error:.1e} of the logits' range (accepted: {PARITY:.0e})")
-    if weights == "fp16":
-        click.echo(f"with kernels rounded to fp16, against the checkpoint's own: {rounding:.1e} of the logits' range")
-    click.echo(f"wrote {out}")
-
-
-@main.command()
 @click.argument("prediction", type=FILE)
 @click.argument("label", type=FILE)
 @click.option("--labels", type=FILE, help="A dataset.json: its source values are merged into its labels in LABEL.")
@@ -147,7 +118,7 @@ def evaluate(prediction: Path, label: Path, labels: Path | None, out: Path | Non
         click.echo(line)
 
 
-for command in (cli_engines.build_engine, cli_engines.verify, cli_engines.doctor, cli_models.models):
+for command in (cli_export.export, cli_engines.build_engine, cli_engines.verify, cli_engines.doctor, cli_models.models):
     main.add_command(command)
 
 

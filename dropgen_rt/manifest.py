@@ -57,6 +57,7 @@ class Manifest:
 
     With ``dynamic_window`` the graph takes windows of any multiples of ``stride``, and ``window`` is the usual one.
     ``golden_sha256`` is the digest of the golden windows beside it (dropgen_rt.golden), "" if there are none.
+    ``largest_batch`` is how many windows the graph takes at once, 0 for any number.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Manifest:
     notice: str = ""
     dynamic_window: bool = False
     golden_sha256: str = ""
+    largest_batch: int = 0
     schema: str = SCHEMA
 
     def __post_init__(self) -> None:

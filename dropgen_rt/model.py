@@ -30,8 +30,7 @@ class Model:
             return self
         if not self.manifest.dynamic_window:
             raise UsageError(
-                f"window {window}: {self.manifest.name!r} is fixed to {self.manifest.window}; export it with "
-                "--window dynamic"
+                f"window {window}: {self.manifest.name!r} is fixed to {self.manifest.window}; export it with --dynamic"
             )
         return replace(self, manifest=replace(self.manifest, window=window))
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dropgen_rt.engines.contract import KINDS, Kind
+from dropgen_rt.errors import UsageError
 
 # Engine -> (module, distributions that carry it, what to install)
 LIBRARIES: dict[Kind, tuple[str, tuple[str, ...], str]] = {
@@ -119,3 +120,9 @@ def missing(found: Survey) -> list[str]:
         elif needs_gpu and not found.gpus:
             lines.append(f"{kind}: {found.no_gpu}")
     return lines
+
+
+def require_module(module: str, extra: str) -> None:
+    """Refuse, before a slow import fails, a command whose extra is not installed. Raises UsageError."""
+    if find_spec(module) is None:
+        raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")

@@ -38,6 +38,12 @@ def typed(content: bytes, precision: Precision) -> bytes:
     """
     model = onnx.load_model_from_string(content)
     _unpack_stored_weights(model.graph)
+    if already := _body(model.graph):
+        if already != precision:
+            raise ModelError(
+                f"its graph is typed {already} already; export it with --precision fp32 to choose at build"
+            )
+        return content
     if precision == "bf16" and model.opset_import[0].version < BFLOAT16_OPSET:
         model = onnx.version_converter.convert_version(model, BFLOAT16_OPSET)
     if precision != "fp32":
@@ -46,6 +52,12 @@ def typed(content: bytes, precision: Precision) -> bytes:
     del model.graph.value_info[:]
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def _body(graph: onnx.GraphProto) -> str:
+    """The precision of a graph that was typed before, "" for a float32 one."""
+    kinds = {item.data_type for item in graph.initializer}
+    return next((name for name, (kind, _) in _TYPES.items() if kind in kinds), "")
 
 
 def _unpack_stored_weights(graph: onnx.GraphProto) -> None:

@@ -4,6 +4,7 @@ An engine owns its network, its threads and its memory; it knows nothing of scan
 labels. Precision is obeyed or refused, never changed on the quiet.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -46,3 +47,13 @@ class DeviceEngine(Engine, Protocol):
         (batch, classes, z, y, x); ``stream`` is a CUDA stream handle. Both must live until the stream is there.
         """
         ...
+
+
+def in_batches(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]], windows: NDArray[np.float32], largest: int
+) -> NDArray[np.float32]:
+    """``run`` on at most ``largest`` windows at a time (0: on all at once), for graphs whose batch is fixed."""
+    if not largest or len(windows) <= largest:
+        return run(windows)
+    parts = range(0, len(windows), largest)
+    return np.concatenate([run(windows[first : first + largest]).copy() for first in parts])

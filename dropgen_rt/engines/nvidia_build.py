@@ -89,7 +89,7 @@ def _config(trt: Any, builder: Any, model: Model, batch: tuple[int, int, int], a
 
 
 def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         """Keeps the last error for our own message; warnings go nowhere."""
 
         def __init__(self) -> None:
@@ -104,7 +104,7 @@ def _logger(trt: Any) -> Any:
 
 
 def _progress(trt: Any, line: Callable[[str], None]) -> Any:
-    class Progress(trt.IProgressMonitor):  # type: ignore[misc]
+    class Progress(trt.IProgressMonitor):
         """Names the builder's outer phases as they begin; an inner phase has a parent and is not worth a line."""
 
         def __init__(self) -> None:

@@ -38,8 +38,10 @@ class NvidiaEngine:
                 f"engine {kind}: pycuda is missing ({error}); pip install 'dropgen-rt[{kind}]'"
             ) from error
         self._cuda, self._trt = cuda, load(kind)
-        self.name, self.version = kind, str(self._trt.__version__)
-        self.precision, self.device = precision, device
+        self.name: str = kind
+        self.version = str(self._trt.__version__)
+        self.precision: str = precision
+        self.device = device
         self._model, self._runtime_cache = model, runtime_cache
         cuda.init()
         self._context = cuda.Device(int(device.partition(":")[2] or 0)).retain_primary_context()

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from dropgen_rt.engines.contract import Precision
+from dropgen_rt.engines.contract import Precision, in_batches
 from dropgen_rt.errors import ModelError, PrecisionError, ResourceError
 from dropgen_rt.model import Model
 from dropgen_rt.typed_graph import typed
@@ -40,7 +40,8 @@ class OnnxRuntimeEngine:
                 f"device {device}: ONNX Runtime {VERSION} is the CPU wheel; "
                 "pip uninstall onnxruntime && pip install onnxruntime-gpu"
             )
-        self.precision, self.device = precision, device
+        self.precision: str = precision
+        self.device = device
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
@@ -61,10 +62,14 @@ class OnnxRuntimeEngine:
             raise ModelError(f"{model.path}: ONNX Runtime {VERSION} cannot open it ({reason})") from error
         if self._session.get_providers()[0] != _PROVIDERS[kind]:
             raise ResourceError(f"device {device}: ONNX Runtime {VERSION} could not start CUDA; check the driver")
+        self._largest_batch = model.manifest.largest_batch
         self._input = self._session.get_inputs()[0].name
 
     def infer(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """(b, channels, z, y, x) float32 -> logits (b, classes, z, y, x) float32."""
+        return in_batches(self._infer, windows, self._largest_batch)
+
+    def _infer(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._thread.submit(self._session.run, None, {self._input: windows}).result()[0]
         return logits
 

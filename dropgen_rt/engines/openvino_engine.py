@@ -8,7 +8,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from dropgen_rt.engines.contract import Precision
+from dropgen_rt.engines.contract import Precision, in_batches
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError
 from dropgen_rt.model import Model
 
@@ -60,7 +60,8 @@ class OpenVinoEngine:
                 f"precision {precision}: this CPU ({cpu_name()}) has no {_NEEDED.get(precision, precision)}, and "
                 f"emulating it is slow; accepted here are {', '.join(supported_precisions())}"
             )
-        self.precision: Precision = precision
+        self.precision: str = precision
+        self._largest_batch = model.manifest.largest_batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="openvino")
         properties: dict[str, object] = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
@@ -87,6 +88,9 @@ class OpenVinoEngine:
 
     def infer(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """(b, channels, z, y, x) float32 -> logits (b, classes, z, y, x) float32, valid until the next call."""
+        return in_batches(self._infer, windows, self._largest_batch)
+
+    def _infer(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         self._thread.submit(self._request.infer, [windows], share_inputs=True).result()
         return self._request.get_output_tensor(0).data
 

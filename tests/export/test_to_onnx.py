@@ -10,8 +10,9 @@ import torch
 
 from dropgen_rt.errors import MissingModelError, UsageError, VerificationError
 from dropgen_rt.export import to_onnx
+from dropgen_rt.export.check import PARITY
 from dropgen_rt.export.fuse import fuse
-from dropgen_rt.export.to_onnx import PARITY, export
+from dropgen_rt.export.to_onnx import ExportOptions, export
 from dropgen_rt.model import read_model
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.network import DropGen, UNetConfig
@@ -57,8 +58,8 @@ def test_fused_network_computes_the_same() -> None:
 
 
 def test_export_writes_a_model_that_explains_itself(trained: Path, tmp_path: Path) -> None:
-    manifest, error, rounding = export(trained, tmp_path / "m.onnx", window=(16, 32, 16))
-    assert error <= PARITY and rounding == error
+    manifest, (row,) = export(trained, tmp_path / "m.onnx", ExportOptions(window=(16, 32, 16)))
+    assert row.largest <= PARITY and row.agreement > 0.9999
     model = read_model(tmp_path / "m.onnx")
     assert model.manifest == manifest
     assert manifest.window == (16, 32, 16)
@@ -91,7 +92,7 @@ def test_export_refuses_a_mismatch_and_leaves_nothing(
 
 def test_window_must_fit_the_network(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="multiples of 4"):
-        export(trained, tmp_path / "m.onnx", window=(16, 18, 16))
+        export(trained, tmp_path / "m.onnx", ExportOptions(window=(16, 18, 16)))
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
