@@ -14,10 +14,10 @@ from typing import Any
 
 from dropgen_rt import signing
 from dropgen_rt.engines.contract import Engine, Kind, Precision
-from dropgen_rt.errors import EngineError, VerificationError
+from dropgen_rt.errors import EngineError, ModelError, VerificationError
 from dropgen_rt.golden import Golden
 from dropgen_rt.model import Model
-from dropgen_rt.store import home, lock, object_path, put_object, write_text
+from dropgen_rt.store import home, lock, named_objects, object_path, put_object, write_text
 
 RECORD_SCHEMA = "1.0"
 # The fields that can change the answer, and so make the key.
@@ -79,6 +79,19 @@ def save(record: EngineRecord, content: bytes) -> None:
     with lock():
         put_object(content)
         save_record(record)
+        sweep()
+
+
+def sweep() -> None:
+    """Delete objects that no name and no record stands for; called under the lock. A build that came out with other
+    bytes under the same key leaves one behind."""
+    try:
+        wanted = {record.engine_sha256 for record in records()} | named_objects()
+    except ModelError:  # something is damaged: keep all, so that nothing is lost with it
+        return
+    for path in (home() / "objects").glob("*"):
+        if path.name not in wanted:
+            path.unlink(missing_ok=True)
 
 
 def save_record(record: EngineRecord) -> None:

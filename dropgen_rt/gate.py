@@ -50,7 +50,8 @@ class GateReport:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As plain JSON types."""
+        return asdict(self) | {"dice": list(self.dice), "failures": list(self.failures)}
 
     def lines(self, manifest: Manifest) -> list[str]:
         """A table to print."""

@@ -150,6 +150,11 @@ def _entries() -> list[Path]:
     return sorted(path for path in (home() / "models").glob("*.json") if _NAME.fullmatch(path.stem))
 
 
+def named_objects() -> set[str]:
+    """Digests of the models that names stand for."""
+    return {_digest_of(entry) for entry in _entries()}
+
+
 def install(model: Model, name: str, make_default: bool) -> Path:
     """Keep a model in the data folder under ``name``; returns its entry. Raises OutputError, UsageError."""
     entry = _entry_path(check_name(name))
@@ -174,7 +179,7 @@ def remove(name: str) -> list[str]:
 
     A default of this name goes back to the demo model. Raises MissingModelError, or UsageError for the demo model.
     """
-    from dropgen_rt.engine_files import records
+    from dropgen_rt.engine_files import records, sweep
 
     entry = _entry_path(check_name(name))
     if not entry.is_file():
@@ -188,12 +193,11 @@ def remove(name: str) -> list[str]:
         if (home() / "default").is_file() and default_name() == name:
             (home() / "default").unlink()
             gone.append(f"the default, which is now {default_name()}")
-        if sha256 not in [_digest_of(other) for other in _entries()]:
+        if sha256 not in named_objects():
             for record in records(sha256):
-                object_path(record.engine_sha256).unlink(missing_ok=True)
                 record.path.unlink(missing_ok=True)
                 gone.append(f"engine {record.engine} {record.precision}")
-            object_path(sha256).unlink(missing_ok=True)
+        sweep()
     return gone
 
 
