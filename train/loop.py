@@ -20,8 +20,10 @@ from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_case, read_dataset
+from dropgen_rt.train.device import autocast, choose_device
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
+from dropgen_rt.train.synthesis import RandomSource
 from dropgen_rt.windows import WindowPlan
 
 Report = Callable[[dict[str, object]], None]
@@ -51,20 +53,23 @@ def train(
     resume: bool,
     report: Report,
     init: Path | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Train on ``data`` into the run folder ``out``; returns the best checkpoint's path.
 
     ``report`` is called after each step with step, loss, and after validation with Dice. With ``resume``
     the run goes on from ``out/last.pt``; ``init`` is a checkpoint of a like network whose weights it starts
-    from instead of random ones. Raises InputError, UsageError, ModelError, or DropgenError on NaN.
+    from instead of random ones. ``device`` is "auto", "cpu" or "cuda"; synthesised images are drawn there
+    too. Raises InputError, UsageError, ModelError, ResourceError, or DropgenError on NaN.
     """
+    place = choose_device(device)
     dataset = read_dataset(data)
     intensity = Intensity()
     torch.manual_seed(config.seed)
     network = _network(dataset, config, encoder)
     if init is not None:
         _start_from(init, network)
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.to(place, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad], config.learning_rate, weight_decay=config.weight_decay
     )
@@ -73,19 +78,17 @@ def train(
     first, best = 0, -1.0
     if resume and (out / "last.pt").is_file():
         first, best = _resume(out / "last.pt", network, optimiser, schedule, config)
-    sampler = _sampler(dataset, config, intensity)
+    sampler = _sampler(dataset, config, intensity, place)
     validation = _validation_set(dataset, config, intensity)
     loss_of = DiceCELoss(softmax=True, include_background=False, to_onehot_y=True, batch=True)
     network.train()
-    for step, image, target in _batches(sampler, config, first):
+    for step, image, target in _batches(sampler, config, first, place):
         # Seeded per step, so that the dropped channels too are those of an unbroken run.
         torch.manual_seed(config.seed * 1_000_003 + step)
-        loss = loss_of(network(image.contiguous(memory_format=torch.channels_last_3d)), target)
-        if not torch.isfinite(loss):
-            raise DropgenError(
-                f"step {step}: the loss is {loss.item()}; {out / 'last.pt'} is the last sound state, resume it "
-                "with a smaller --learning-rate"
-            )
+        with autocast(place):
+            logits = network(image.contiguous(memory_format=torch.channels_last_3d))
+        loss = loss_of(logits.float(), target)
+        _refuse_infinite(loss, step, out)
         _descend(loss, network, optimiser, config)
         schedule.step()
         row: dict[str, object] = {"step": step + 1, "loss": loss.item()}
@@ -121,10 +124,18 @@ def _network(dataset: Dataset, config: TrainConfig, encoder_path: Path | None) -
     return network
 
 
-def _sampler(dataset: Dataset, config: TrainConfig, intensity: Intensity) -> Sampler:
+def _sampler(dataset: Dataset, config: TrainConfig, intensity: Intensity, device: torch.device) -> Sampler:
     if dataset.synthesis is not None:
-        return SyntheticSampler(dataset.training, dataset, config)
+        return SyntheticSampler(dataset.training, dataset, config, device)
     return ScanSampler(dataset.training, dataset, config, intensity)
+
+
+def _refuse_infinite(loss: Tensor, step: int, out: Path) -> None:
+    if not torch.isfinite(loss):
+        raise DropgenError(
+            f"step {step}: the loss is {loss.item()}; {out / 'last.pt'} is the last sound state, resume it "
+            "with a smaller --learning-rate"
+        )
 
 
 def _descend(loss: Tensor, network: DropGen, optimiser: torch.optim.Optimizer, config: TrainConfig) -> None:
@@ -134,22 +145,24 @@ def _descend(loss: Tensor, network: DropGen, optimiser: torch.optim.Optimizer, c
     optimiser.step()
 
 
-def _batches(sampler: Sampler, config: TrainConfig, first: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(step, images (b, 1, z, y, x), targets (b, 1, z, y, x)).
+def _batches(
+    sampler: Sampler, config: TrainConfig, first: int, device: torch.device
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(step, images (b, 1, z, y, x), targets (b, 1, z, y, x)), on the device.
 
     Drawn between the steps, not beside them: on the CPU both would want all cores, and together are slower.
     """
     for step in range(first, config.steps):
-        pairs = [sampler.draw(np.random.default_rng((config.seed, step, i))) for i in range(config.batch)]
-        images, targets = zip(*pairs, strict=True)
-        yield step, torch.stack(images), torch.stack(targets)[:, None]
+        sources = (RandomSource.seeded(config.seed, step, i, device=device) for i in range(config.batch))
+        images, targets = zip(*(sampler.draw(source) for source in sources), strict=True)
+        yield step, torch.stack(images).to(device), torch.stack(targets)[:, None].to(device)
 
 
 def _validation_set(dataset: Dataset, config: TrainConfig, intensity: Intensity) -> list[tuple[NDArray, NDArray]]:
     if dataset.synthesis is None:
         return [read_case(case, dataset, config, intensity) for case in dataset.validation]
     sampler = SyntheticSampler(dataset.validation, dataset, config)
-    draws = (sampler.draw(np.random.default_rng((config.seed, 1 << 40, i))) for i in range(SYNTHETIC_VALIDATION_CROPS))
+    draws = (sampler.draw(RandomSource.seeded(config.seed, 1 << 40, i)) for i in range(SYNTHETIC_VALIDATION_CROPS))
     return [(image.numpy(), target.numpy()) for image, target in draws]
 
 
@@ -171,10 +184,12 @@ def validate(network: DropGen, cases: list[tuple[NDArray, NDArray]], config: Tra
 def torch_infer(network: DropGen) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """The network as the engines' ``infer``: (b, c, z, y, x) float32 -> logits (b, k, z, y, x) float32."""
 
+    device = next(network.parameters()).device
+
     def infer(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            image = torch.from_numpy(batch).contiguous(memory_format=torch.channels_last_3d)
-            return network(image).contiguous().numpy()
+        with torch.no_grad(), autocast(device):
+            image = torch.from_numpy(batch).to(device).contiguous(memory_format=torch.channels_last_3d)
+            return network(image).float().contiguous().cpu().numpy()
 
     return infer
 
@@ -191,7 +206,7 @@ def _content(
 ) -> dict[str, object]:
     return {
         "network": network.description(),
-        "state": {key: value.contiguous() for key, value in network.state_dict().items()},
+        "state": {key: value.contiguous().cpu() for key, value in network.state_dict().items()},
         "labels": [asdict(label) for label in dataset.labels],
         "dataset": {"name": dataset.name, "notice": dataset.notice, "channels": list(dataset.channels)},
         "intensity": asdict(intensity),

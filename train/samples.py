@@ -4,10 +4,13 @@ A sample is a pure function of (seed, step, place in the batch), so a resumed ru
 one would have drawn, whatever thread draws it.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai import transforms
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,7 +19,9 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Case, Dataset, read_case
 from dropgen_rt.train.synthesis import (
+    MEAN,
     SUBSAMPLES,
+    RandomSource,
     SynthesisConfig,
     deformed_coordinates,
     draw_intensities,
@@ -35,7 +40,7 @@ SIGMA = (0.25, 1.0)  # of the Gaussian smoothing, in voxels
 class Sampler(Protocol):
     """Draws one crop: image (1, z, y, x) float32 in about [0, 1] and target (z, y, x) uint8."""
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]: ...
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]: ...
 
 
 class ScanSampler:
@@ -46,7 +51,8 @@ class ScanSampler:
         self.items = [_padded(*read_case(case, dataset, config, intensity), config.window) for case in cases]
         self.augment = augmentation()
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
+        rng = source.numbers
         image, labels = self.items[rng.integers(len(self.items))]
         corner = self._corner(labels, rng)
         cut = tuple(slice(start, start + edge) for start, edge in zip(corner, self.window, strict=True))
@@ -91,36 +97,56 @@ def augmentation() -> transforms.Compose:
     ])  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Head:
+    """A label map on the device: indices into ``values``, the label of each, its voxels between two fine samples."""
+
+    index: Tensor
+    values: NDArray[np.intp]
+    target: Tensor
+    step: float
+    centres: tuple[NDArray, ...]  # per label: voxels of it, on a coarse lattice
+
+    @staticmethod
+    def read(case: Case, dataset: Dataset, config: TrainConfig, device: torch.device | str) -> "_Head":
+        raw, geometry = read_label_map(case.label)
+        oriented, change = geometry.reoriented(config.orientation)
+        index, values = index_labels(change.apply(raw))
+        merged = dataset.merge(values)
+        coarse = merged[index.numpy()[::4, ::4, ::4]]
+        places = [np.argwhere(coarse == label.value) * 4 for label in dataset.labels]
+        step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
+        centres = tuple(voxels for voxels in places if len(voxels))
+        return _Head(index.to(device), values, torch.from_numpy(merged).to(device), step, centres)
+
+
 class SyntheticSampler:
     """Crops of heads that never were: a label map deformed, painted in a drawn contrast, corrupted."""
 
-    def __init__(self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig) -> None:
+    def __init__(
+        self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu"
+    ) -> None:
         assert dataset.synthesis is not None  # the caller chose this sampler because there is one
         self.synthesis: SynthesisConfig = dataset.synthesis
         self.edge = config.window[0]
-        self.maps: list[tuple[Tensor, NDArray, Tensor, float]] = []
-        self.centres: list[list[NDArray]] = []  # per map and label: voxels of it, on a coarse lattice
-        for case in cases:
-            raw, geometry = read_label_map(case.label)
-            oriented, change = geometry.reoriented(config.orientation)
-            index, values = index_labels(change.apply(raw))
-            step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
-            self.maps.append((index, values, torch.from_numpy(dataset.merge(values)), step))
-            coarse = dataset.merge(values)[index.numpy()[::4, ::4, ::4]]
-            places = [np.argwhere(coarse == label.value) * 4 for label in dataset.labels]
-            self.centres.append([voxels for voxels in places if len(voxels)])
+        with ThreadPoolExecutor() as pool:
+            self.heads = list(pool.map(lambda case: _Head.read(case, dataset, config, device), cases))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        place = int(rng.integers(len(self.maps)))
-        index, values, target, step = self.maps[place]
-        centres = self.centres[place]
-        balanced = rng.random() < FOREGROUND_SHARE
-        voxels = centres[rng.integers(len(centres))] if balanced else np.concatenate(centres)
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
+        rng = source.numbers
+        head = self.heads[rng.integers(len(self.heads))]
+        centres = head.centres
+        # Balanced, or a label by its size without gathering all voxels: the largest ones take most draws.
+        sizes = np.array([len(voxels) for voxels in centres])
+        odds = np.full(len(sizes), 1 / len(sizes)) if rng.random() < FOREGROUND_SHARE else sizes / sizes.sum()
+        voxels = centres[rng.choice(len(centres), p=odds)]
         # Shifted, so that crops also meet the head's rim and the air beyond it.
         centre = voxels[rng.integers(len(voxels))] + rng.normal(0, 12, 3)
-        coordinates = deformed_coordinates(centre, self.edge, step, rng, self.synthesis.severity)
-        fine = look_up(index, coordinates)
-        table = draw_intensities(self.synthesis, values, rng)
-        image = paint(fine, table, rng, self.synthesis.severity)
-        middle = coordinates.unfold(1, 2, 2).unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2, -3))
-        return image, target[look_up(index, middle).to(torch.int64)]
+        coordinates = deformed_coordinates(centre, self.edge, head.step, source, self.synthesis.severity)
+        fine = look_up(head.index, coordinates)
+        table = draw_intensities(self.synthesis, head.values, rng)
+        image = paint(fine, table, source, self.synthesis.severity)
+        middle = F.avg_pool3d(coordinates[None], SUBSAMPLES)[0]
+        # What was stripped from the image is background in the target too.
+        shown = source.place(table[MEAN] > 0)
+        return image, (head.target * shown)[look_up(head.index, middle).to(torch.int64)]
