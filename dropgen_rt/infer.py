@@ -35,7 +35,9 @@ def infer_files(
     failures: list[DropgenError] = []
     console = Console(quiet)
     console.line(f"model {opened.manifest.name}, {len(opened.manifest.labels)} labels")
-    with open_engine(opened, device, cache_folder()) as engine:
+    # Reference mode is the published method in fp32, whatever engine is installed.
+    precision = "fp32" if settings.reference else None
+    with open_engine(opened, device, cache_folder(), precision=precision) as engine:
         console.line(f"engine {engine.name} {engine.version}, {engine.precision}, {engine.device}")
         for path, files in zip(paths, targets, strict=True):
             try:

@@ -1,6 +1,7 @@
 """Other people's networks: a TorchScript or ONNX file and a TOML manifest become a model of this runtime."""
 
 import tomllib
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,8 @@ def read_manifest(path: Path, options: ExportOptions) -> tuple[Manifest, str]:
         for key in ("spacing_mm", "window", "channels"):
             if key in data:
                 data[key] = tuple(data[key])
-        manifest = Manifest(**{"name": path.stem, "stride": 1, "schema": SCHEMA} | data)
+        fields: dict[str, Any] = {"name": path.stem, "stride": 1, "schema": SCHEMA} | data
+        manifest = Manifest(**fields)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise ModelError(f"{path}: not a manifest ({error}); write one as docs/model-format.md shows") from error
     if kind not in OUTPUTS:
@@ -143,10 +145,12 @@ def _load(source: Path) -> nn.Module:
 def _trace(network: nn.Module, manifest: Manifest, source: Path, window: NDArray[np.float32], out: Path) -> None:
     batch = {} if manifest.largest_batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     try:
-        torch.onnx.export(
-            torch.jit.script(network), (torch.from_numpy(window),), out, dynamo=False, opset_version=18,
-            input_names=[INPUT], output_names=[OUTPUT], dynamic_axes=batch,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is on its way out, and instance norms keep their statistics
+            torch.onnx.export(
+                torch.jit.script(network), (torch.from_numpy(window),), out, dynamo=False, opset_version=18,
+                input_names=[INPUT], output_names=[OUTPUT], dynamic_axes=batch,
+            )  # fmt: skip
     except Exception as error:  # an operator without ONNX form, a shape that does not fit, …
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{source}: PyTorch cannot write it as ONNX ({reason}); check window and channels") from error
@@ -193,14 +197,14 @@ def _append_head(graph: onnx.GraphProto, kind: str) -> None:
     output = graph.output[0]
     last = output.name
     if kind == "sigmoid":
-        graph.initializer.append(numpy_helper.from_array(np.float32(1), "head/one"))
+        graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "head/one"))
         graph.node.append(helper.make_node("Sub", ["head/one", last], ["head/background"], name="head/sub"))
         graph.node.append(
             helper.make_node("Concat", ["head/background", last], ["head/both"], name="head/concat", axis=1)
         )
         last = "head/both"
     if kind != "logits":
-        smallest = numpy_helper.from_array(np.float32(SMALLEST_PROBABILITY), "head/smallest")
+        smallest = numpy_helper.from_array(np.array(SMALLEST_PROBABILITY, np.float32), "head/smallest")
         graph.initializer.append(smallest)
         graph.node.append(helper.make_node("Max", [last, "head/smallest"], ["head/clamped"], name="head/max"))
         graph.node.append(helper.make_node("Log", ["head/clamped"], ["head/logits"], name="head/log"))

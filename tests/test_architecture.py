@@ -111,6 +111,7 @@ def test_nothing_imports_the_command_line():
             {
                 "dropgen_rt/cli.py",
                 "dropgen_rt/cli_engines.py",
+                "dropgen_rt/cli_export.py",
                 "dropgen_rt/cli_models.py",
                 "dropgen_rt/console.py",
                 "train/report.py",

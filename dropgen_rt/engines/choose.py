@@ -143,6 +143,8 @@ def open_engine(
                 f"device {device}: no engine of this model is built for it; run dropgen-rt build-engine"
             )
         device, precision = "cpu", "fp32"
+    if engine is None and device == "auto":
+        engine = "openvino"  # the engines of a GPU are built before they are opened
     choice = choose(engine or "auto", precision or "fp32", device)
     return create(model, choice.kind, choice.precisions[0], choice.device, cache=cache, threads=threads)
 
