@@ -1,18 +1,19 @@
 """``build-engine``: compile a model, hold it against fp32 with its golden windows, and only then install it."""
 
 import hashlib
+import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dropgen_rt.engine_files import EngineRecord, now, save
+from dropgen_rt.engine_files import EngineRecord, now, runtime_cache, save
 from dropgen_rt.engines.choose import Choice, choose, create
 from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
 from dropgen_rt.model import Model, read_model
-from dropgen_rt.store import check_name, home, install
+from dropgen_rt.store import check_name, install
 from dropgen_rt.survey import library_version, survey
 from dropgen_rt.verify import golden_of
 
@@ -93,6 +94,8 @@ def _make(
         report = judge(engine, golden_of(model), model.manifest)
         content = content or _serialised(engine)
     record = _record(model, kind, precision, device, batch, (), content)
+    if threads is not None:
+        record = replace(record, flags=record.flags | {"threads": str(threads)})
     return replace(record, gate=report.to_dict()), content, report
 
 
@@ -184,6 +187,7 @@ def rebuild(model: Model, record: EngineRecord, wanted: EngineRecord, device: st
     """
     changes = [f"{old} is now {new}" for old, new in _changes(record, wanted)]
     reason = "; ".join(changes) or "its file could not be read"
+    threads = threads or threads_of(record)
     if record.arch:
         raise EngineError(
             f"{record.engine} engine of {model.manifest.name}: {reason}; build it again where it was built, with "
@@ -198,13 +202,21 @@ def rebuild(model: Model, record: EngineRecord, wanted: EngineRecord, device: st
             f"{record.engine} {record.precision} of {model.manifest.name}, built again because {reason}: "
             f"{'; '.join(report.failures)}; run dropgen-rt build-engine"
         )
+    # Nobody asked for this build, so it is said where it cannot be missed.
+    logging.getLogger("dropgen_rt").warning(
+        "engine %s %s of %s was built again: %s", made.engine, made.precision, model.manifest.name, reason
+    )
     save(made, content)
     if made.key != record.key:
         record.path.unlink(missing_ok=True)
     return create(
         model, made.engine, made.precision, device, threads=threads, compiled=content,
-        runtime_cache=home() / "cache" / f"{made.key}.runtime",
+        runtime_cache=runtime_cache(made),
     )  # fmt: skip
+
+
+def threads_of(record: EngineRecord) -> int | None:
+    return int(record.flags["threads"]) if "threads" in record.flags else None
 
 
 def _changes(record: EngineRecord, wanted: EngineRecord) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, ModelError, VerificationError
 from dropgen_rt.golden import Golden
 from dropgen_rt.model import Model
-from dropgen_rt.store import home, lock, named_objects, object_path, put_object, write_text
+from dropgen_rt.store import cache_folder, home, lock, named_objects, object_path, put_object, write_text
 
 RECORD_SCHEMA = "1.0"
 # The fields that can change the answer, and so make the key.
@@ -171,7 +171,7 @@ def _place(record: EngineRecord, device: str) -> str | None:
 
 def open_record(model: Model, record: EngineRecord, device: str, threads: int | None = None) -> Engine:
     """Open one engine of the store; build it again first if its library or this machine changed since."""
-    from dropgen_rt.build import current, rebuild
+    from dropgen_rt.build import current, rebuild, threads_of
     from dropgen_rt.engines.choose import create
 
     content = read_content(record)
@@ -180,14 +180,20 @@ def open_record(model: Model, record: EngineRecord, device: str, threads: int | 
         return rebuild(model, record, wanted, device, threads)
     try:
         engine = create(
-            model, record.engine, record.precision, device, threads=threads, compiled=content,
-            runtime_cache=home() / "cache" / f"{record.key}.runtime",
+            model, record.engine, record.precision, device, threads=threads or threads_of(record), compiled=content,
+            runtime_cache=runtime_cache(record),
         )  # fmt: skip
     except EngineError:
         return rebuild(model, record, wanted, device, threads)
     if record.gate is None:
         _first_gate(engine, model, record)
     return engine
+
+
+def runtime_cache(record: EngineRecord) -> Path | None:
+    """Where TensorRT for RTX keeps the kernels that it compiled for this engine on this GPU."""
+    folder = cache_folder()
+    return None if folder is None else folder / f"{record.key}.runtime"
 
 
 def _first_gate(engine: Engine, model: Model, record: EngineRecord) -> None:

@@ -11,7 +11,7 @@ from dropgen_rt.errors import DropgenError, OutputError, UsageError
 from dropgen_rt.model import Model
 from dropgen_rt.record import Stopwatch
 from dropgen_rt.segment import Segmentation, Settings, segment
-from dropgen_rt.store import cache_folder, open_named
+from dropgen_rt.store import open_named
 from dropgen_rt.volume import find_scans, read_scan, stem, write_labels
 
 
@@ -37,7 +37,7 @@ def infer_files(
     console.line(f"model {opened.manifest.name}, {len(opened.manifest.labels)} labels")
     # Reference mode is the published method in fp32, whatever engine is installed.
     precision = "fp32" if settings.reference else None
-    with open_engine(opened, device, cache_folder(), precision=precision) as engine:
+    with open_engine(opened, device, precision=precision) as engine:
         console.line(f"engine {engine.name} {engine.version}, {engine.precision}, {engine.device}")
         for path, files in zip(paths, targets, strict=True):
             try:

@@ -78,3 +78,17 @@ def trust(public_key: bytes) -> None:
 
 def _trusted_path(public_key: bytes) -> Path:
     return home() / "keys" / f"{hashlib.sha256(public_key).hexdigest()}.trusted"
+
+
+def write_signed(path: Path, content: bytes) -> None:
+    """Keep bytes behind this installation's signature. Raises OutputError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(sign(content).encode("ascii") + b"\n" + content)
+
+
+def read_signed(path: Path) -> bytes:
+    """What ``write_signed`` kept there; b"" if there is nothing, or this installation did not write it."""
+    if not path.is_file():
+        return b""
+    signature, _, content = path.read_bytes().partition(b"\n")
+    return content if signature.isascii() and is_own(content, signature.decode("ascii")) else b""

@@ -214,3 +214,17 @@ def test_the_commands(sender, tmp_path, monkeypatch):
     for arguments, code in ((("remove", "tiny"), 4), (("remove", "brain9"), 2), (("default", "nobody"), 4)):
         refused = run(*arguments)
         assert refused.exit_code == code and refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+
+
+def test_signed_files_are_read_back_or_not_at_all(home, tmp_path, monkeypatch):
+    path = tmp_path / "kernels"
+    signing.write_signed(path, b"kernels\nof a GPU")
+    assert signing.read_signed(path) == b"kernels\nof a GPU"
+    assert signing.read_signed(tmp_path / "absent") == b""
+    good = path.read_bytes()
+    for wrong in (b"", b"kernels", good[:-1] + b"V", good.replace(b"=", b"A"), b"\xff" + good):
+        path.write_bytes(wrong)
+        assert signing.read_signed(path) == b""
+    path.write_bytes(good)
+    monkeypatch.setenv("DROPGEN_RT_HOME", str(tmp_path / "another"))
+    assert signing.read_signed(path) == b""

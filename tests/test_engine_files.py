@@ -60,6 +60,19 @@ def test_the_lines_that_are_printed(model_file, home):
     assert lines[-2:] == ["gate: passed", f"installed mine in {home}/models/mine.json, the default model"]
 
 
+def test_the_number_of_threads_is_kept(model_file, model, monkeypatch):
+    record = run(model_file, threads=1)
+    assert record.flags == {"threads": "1"}
+    seen = []
+    original = OpenVinoEngine.__init__
+    monkeypatch.setattr(
+        OpenVinoEngine, "__init__", lambda self, *a, **k: seen.append(k["threads"]) or original(self, *a, **k)
+    )
+    open_engine(model).close()
+    open_engine(model, threads=2).close()
+    assert seen == [1, 2]
+
+
 def test_an_engine_of_another_model_is_not_taken(built, tiny, tmp_path):
     other = read_model(tiny.write(tmp_path / "other.onnx", notice="another"))
     assert open_installed(other, "auto") is None
@@ -108,7 +121,7 @@ def test_what_is_no_record(model, built, text):
 
 
 @pytest.mark.parametrize("change", [{"version": "1999.1"}, {"host": {"cpu": "another CPU"}}])
-def test_an_engine_that_no_longer_fits_is_built_again(model, built, change):
+def test_an_engine_that_no_longer_fits_is_built_again(model, built, change, caplog):
     """As after an update of the library, or on another CPU."""
     stale = replace(built, **change)
     built.path.unlink()
@@ -116,6 +129,7 @@ def test_an_engine_that_no_longer_fits_is_built_again(model, built, change):
     open_engine(model).close()
     (fresh,) = records(model.sha256)
     assert fresh.key == built.key and fresh.gate["agreement"] == 1
+    assert "engine openvino fp32 of tiny was built again: " in caplog.text and " is now " in caplog.text
 
 
 def test_one_that_cannot_be_built_here_is_refused_with_the_reason(model, built):

@@ -116,7 +116,6 @@ def _why(kind: Kind, offered: tuple[Precision, ...]) -> str:
 def open_engine(
     model: Model,
     device: str = "auto",
-    cache: Path | None = None,
     *,
     engine: str | None = None,
     precision: str | None = None,
@@ -124,11 +123,10 @@ def open_engine(
 ) -> Engine:
     """Open ``model``: the engine that build-engine installed for it, else OpenVINO in fp32.
 
-    ``device`` is "auto", "cpu" or "cuda:N"; ``cache`` a folder for compiled networks. Naming ``engine`` or
-    ``precision`` ("auto" takes the first that is offered, without the gate) compiles anew, past what is installed.
-    ``threads`` limits a CPU engine. Raises ResourceError for a device or library that is not there, PrecisionError
-    for a precision that it lacks, EngineError for an installed engine that was altered, ModelError for a graph that
-    it cannot compile.
+    ``device`` is "auto", "cpu" or "cuda:N". Naming ``engine`` or ``precision`` ("auto" takes the first that is offered,
+    without the gate) compiles anew, past what is installed. ``threads`` limits a CPU engine. Raises ResourceError for
+    a device or library that is not there, PrecisionError for a precision that it lacks, EngineError for an installed
+    engine that was altered, ModelError for a graph that it cannot compile.
     """
     if engine is None and precision is None:
         from dropgen_rt.engine_files import open_installed
@@ -146,7 +144,7 @@ def open_engine(
     if engine is None and device == "auto":
         engine = "openvino"  # the engines of a GPU are built before they are opened
     choice = choose(engine or "auto", precision or "fp32", device)
-    return create(model, choice.kind, choice.precisions[0], choice.device, cache=cache, threads=threads)
+    return create(model, choice.kind, choice.precisions[0], choice.device, threads=threads)
 
 
 def create(
@@ -155,7 +153,6 @@ def create(
     precision: Precision,
     device: str,
     *,
-    cache: Path | None = None,
     threads: int | None = None,
     compiled: bytes | None = None,
     runtime_cache: Path | None = None,
@@ -164,7 +161,7 @@ def create(
     if kind == "openvino":
         from dropgen_rt.engines.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(model, cache, precision=precision, threads=threads, compiled=compiled)
+        return OpenVinoEngine(model, precision=precision, threads=threads, compiled=compiled)
     if kind == "onnxruntime":
         from dropgen_rt.engines.onnxruntime_engine import OnnxRuntimeEngine
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from dropgen_rt import signing
 from dropgen_rt.engines.contract import Kind, Precision
 from dropgen_rt.errors import ModelError, ResourceError, UsageError
 from dropgen_rt.model import Model
@@ -131,16 +132,13 @@ def _timing_path(kind: Kind, trt: Any) -> Any:
 def _load_timing_cache(trt: Any, kind: Kind, config: Any) -> Any:
     """Measured kernel times of earlier builds with this version; TensorRT itself refuses another GPU's."""
     path = _timing_path(kind, trt)
-    known = path.read_bytes() if path is not None and path.is_file() else b""
+    known = signing.read_signed(path) if path is not None else b""
     cache = config.create_timing_cache(known)
     config.set_timing_cache(cache, False)
     return cache
 
 
 def _keep_timing_cache(kind: Kind, trt: Any, config: Any) -> None:
-    from dropgen_rt.atomic import atomic_path
-
     path = _timing_path(kind, trt)
     if path is not None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        signing.write_signed(path, bytes(config.get_timing_cache().serialize()))

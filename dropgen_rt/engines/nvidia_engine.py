@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.atomic import atomic_path
+from dropgen_rt import signing
 from dropgen_rt.engines.contract import Kind, Precision
 from dropgen_rt.engines.nvidia_build import load
 from dropgen_rt.errors import EngineError, ResourceError
@@ -73,8 +73,8 @@ class NvidiaEngine:
             return self._engine.create_execution_context()
         self._config = self._engine.create_runtime_config()
         self._kernels = self._config.create_runtime_cache()
-        if self._runtime_cache.is_file():
-            self._kernels.deserialize(self._runtime_cache.read_bytes())
+        if known := signing.read_signed(self._runtime_cache):
+            self._kernels.deserialize(known)
         self._config.set_runtime_cache(self._kernels)
         return self._engine.create_execution_context(self._config)
 
@@ -115,9 +115,8 @@ class NvidiaEngine:
 
     def close(self) -> None:
         self._context.push()
-        if self.name == "rtx" and self._runtime_cache is not None and self._runtime_cache.parent.is_dir():
-            with atomic_path(self._runtime_cache) as temporary:
-                temporary.write_bytes(bytes(self._kernels.serialize()))
+        if self.name == "rtx" and self._runtime_cache is not None:
+            signing.write_signed(self._runtime_cache, bytes(self._kernels.serialize()))
         self._memory.clear()
         del self._execution, self._engine, self._stream
         self._context.pop()
