@@ -104,9 +104,18 @@ def records(model_sha256: str | None = None) -> list[EngineRecord]:
 
     Raises EngineError for a record that it did not sign.
     """
-    found = [read_record(path) for path in sorted((home() / "engines").glob("*.json"))]
-    chosen = [record for record in found if model_sha256 in (None, record.model_sha256)]
-    return sorted(chosen, key=lambda record: record.built_utc, reverse=True)
+    paths = sorted((home() / "engines").glob("*.json"))
+    found = [read_record(path) for path in paths if model_sha256 is None or _is_about(path, model_sha256)]
+    return sorted(found, key=lambda record: record.built_utc, reverse=True)
+
+
+def _is_about(path: Path, model_sha256: str) -> bool:
+    """Whether a record claims to be of this model; what cannot be told is for ``read_record`` to refuse."""
+    try:
+        claimed = json.loads(json.loads(path.read_text(encoding="utf-8"))["record"])["model_sha256"]
+    except (ValueError, KeyError, TypeError):
+        return True
+    return bool(claimed == model_sha256)
 
 
 def read_record(path: Path) -> EngineRecord:

@@ -105,6 +105,17 @@ def test_a_record_that_this_installation_did_not_sign(model, built, home, tmp_pa
         open_engine(model)
 
 
+def test_another_models_foreign_record_is_no_concern_of_this_one(model, built, home, tmp_path, monkeypatch, tiny):
+    monkeypatch.setenv("DROPGEN_RT_HOME", str(tmp_path / "elsewhere"))
+    foreign = run(tiny.write(tmp_path / "other.onnx", notice="another"))
+    text = foreign.path.read_text()
+    monkeypatch.setenv("DROPGEN_RT_HOME", str(home))
+    foreign.path.write_text(text)
+    open_engine(model).close()
+    with pytest.raises(EngineError, match="did not write this engine's record"):
+        records()
+
+
 def test_a_record_changed_by_hand(model, built):
     outer = json.loads(built.path.read_text())
     outer["record"] = outer["record"].replace('"fp32"', '"bf16"')

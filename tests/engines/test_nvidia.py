@@ -1,12 +1,15 @@
 """TensorRT for RTX ahead of time: really built, without a GPU; what needs one is refused with the reason."""
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from dropgen_rt.cli import main
 from dropgen_rt.engine_files import read_content, records
+from dropgen_rt.engines.choose import create
 from dropgen_rt.engines.nvidia_build import ARCHITECTURES, build_plan, check_arch
 from dropgen_rt.errors import ModelError, ResourceError, UsageError
 from dropgen_rt.store import find_model, open_named
@@ -91,7 +94,7 @@ def test_a_graph_that_it_cannot_read(tiny, home):
     proto = onnx.load_model_from_string(tiny.onnx({METADATA_KEY: tiny.manifest().to_json()}))
     proto.graph.node[0].output[0] = "before"
     proto.graph.node.append(onnx.helper.make_node("SequenceConstruct", ["before"], ["list"]))
-    zero = onnx.numpy_helper.from_array(__import__("numpy").int64(0), "zero")
+    zero = onnx.numpy_helper.from_array(np.array(0), "zero")
     proto.graph.initializer.append(zero)
     proto.graph.node.append(onnx.helper.make_node("SequenceAt", ["list", "zero"], ["logits"]))
     model = model_of(Path("list.onnx"), proto.SerializeToString())
@@ -113,3 +116,15 @@ def test_what_needs_a_gpu(model_file, home, options, code, message):
     assert result.exit_code == code
     assert message in result.stderr and result.stderr.count("\n") == 1
     assert not (home / "models").exists()
+
+
+@pytest.mark.parametrize("kind", ["rtx", "tensorrt"])
+def test_running_needs_pycuda(model, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "pycuda", None)  # as if it were not installed
+    with pytest.raises(ResourceError, match=rf"engine {kind}: pycuda is missing .*pip install 'dropgen-rt\[{kind}\]'"):
+        create(model, kind, "fp16", "cuda:0", compiled=b"plan")
+
+
+def test_a_plan_is_built_before_it_is_opened(model):
+    with pytest.raises(UsageError, match="engine rtx: build it first with dropgen-rt build-engine --engine rtx"):
+        create(model, "rtx", "fp16", "cuda:0")
