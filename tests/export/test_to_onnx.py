@@ -50,6 +50,10 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "best.pt"
 
 
+# Enough for what does not depend on the padding.
+REFLECTING = pytest.mark.parametrize("trained", ["reflect"], indirect=True)
+
+
 def test_fused_network_computes_the_same() -> None:
     made = network()
     image = torch.rand(1, 1, 16, 16, 16)
@@ -116,6 +120,7 @@ def test_batch_is_dynamic(trained: Path, tmp_path: Path) -> None:
     assert np.allclose(three[1:2], one, atol=1e-5)
 
 
+@REFLECTING
 def test_names_tell_the_layer_and_nothing_is_dead(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "m.onnx")
     graph = onnx.load(tmp_path / "m.onnx").graph
@@ -128,6 +133,7 @@ def test_names_tell_the_layer_and_nothing_is_dead(trained: Path, tmp_path: Path)
     assert all(used & set(node.output) for node in graph.node)
 
 
+@REFLECTING
 def test_golden_windows_travel_with_the_model(trained: Path, tmp_path: Path) -> None:
     manifest, _ = export(trained, tmp_path / "m.onnx")
     golden = golden_of(read_model(tmp_path / "m.onnx"))
@@ -139,6 +145,7 @@ def test_golden_windows_travel_with_the_model(trained: Path, tmp_path: Path) -> 
     assert np.array_equal(golden.logits, expected)
 
 
+@REFLECTING
 @needs("data/brain_contrasts")
 def test_golden_windows_of_a_real_scan(trained: Path, tmp_path: Path) -> None:
     scan = DATA / "brain_contrasts" / "avg152T1.nii.gz"
@@ -148,6 +155,7 @@ def test_golden_windows_of_a_real_scan(trained: Path, tmp_path: Path) -> None:
     assert golden.windows.std(axis=(1, 2, 3, 4)).min() > 0.1  # not air
 
 
+@REFLECTING
 def test_a_window_that_varies(trained: Path, tmp_path: Path) -> None:
     manifest, _ = export(trained, tmp_path / "m.onnx", ExportOptions(dynamic=True))
     assert manifest.dynamic_window
@@ -163,12 +171,14 @@ def test_a_window_that_varies(trained: Path, tmp_path: Path) -> None:
         model.with_window((30, 16, 8))
 
 
+@REFLECTING
 def test_a_fixed_window_does_not_vary(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=r"is fixed to .16, 16, 16.; export it with --dynamic"):
         read_model(tmp_path / "m.onnx").with_window((32, 32, 32))
 
 
+@REFLECTING
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_typed_graphs(trained: Path, tmp_path: Path, precision: str) -> None:
     options = ExportOptions(precision=precision)  # type: ignore[arg-type]
@@ -187,6 +197,7 @@ def test_options_that_are_refused(options: dict, message: str) -> None:
         ExportOptions(**options)
 
 
+@REFLECTING
 def test_an_older_operator_set(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "m.onnx", ExportOptions(opset=18))
     assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 18
