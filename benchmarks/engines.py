@@ -9,40 +9,37 @@ against PyTorch's fp32 logits.
 """
 
 import argparse
+import copy
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from recording import write
 
 from dropgen_rt.engines import open_engine
 from dropgen_rt.engines.openvino_engine import supported_precisions
-from dropgen_rt.export.to_onnx import ExportOptions, export
-from dropgen_rt.model import read_model
-from dropgen_rt.train import checkpoint
-from dropgen_rt.train.loop import load_network
+from dropgen_rt.export.fuse import fuse
+from dropgen_rt.export.to_onnx import ExportOptions, fused_graph
+from dropgen_rt.manifest import METADATA_KEY, Label, Manifest
+from dropgen_rt.model import Model, model_of
 from dropgen_rt.train.network import ANATOMIX, DropGen, UNetConfig
 
 CLASSES = 4
 
 
-def network_file(folder: Path, edge: int) -> Path:
+def network_and_model(edge: int) -> tuple[DropGen, Model]:
+    """The reference network, and its graph for a fixed window of that edge."""
     torch.manual_seed(0)
-    made = DropGen(UNetConfig(17, CLASSES, 20, 5), ANATOMIX).eval()
-    labels = [{"value": value, "name": f"part {value}", "colour": (value, 0, 0)} for value in range(1, CLASSES)]
-    content = {
-        "network": made.description(), "state": made.state_dict(), "labels": labels,
-        "dataset": {"name": "random weights", "notice": "", "channels": ["MRI"]},
-        "intensity": {"kind": "percentile", "lower": 0.5, "upper": 99.5},
-        "config": {"window": [edge] * 3, "spacing_mm": [1.0] * 3, "orientation": "LPS"},
-        "progress": {},
-    }  # fmt: skip
-    checkpoint.save(folder / "reference.pt", content)
-    return folder / "reference.pt"
+    network = DropGen(UNetConfig(17, CLASSES, 20, 5), ANATOMIX).eval()
+    labels = tuple(Label(value, f"part {value}", (value, 0, 0)) for value in range(1, CLASSES))
+    manifest = Manifest("reference", labels, (1.0, 1.0, 1.0), (edge, edge, edge), network.stride)
+    proto = fused_graph(fuse(network), manifest, ExportOptions())
+    onnx.helper.set_model_props(proto, {METADATA_KEY: manifest.to_json()})
+    return network, model_of(Path("reference.onnx"), proto.SerializeToString())
 
 
 def torch_runs(network: torch.nn.Module, other: torch.nn.Module) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -66,17 +63,13 @@ def main() -> None:
     parser.add_argument("--edge", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        saved = network_file(Path(folder), arguments.edge)
-        export(saved, Path(folder) / "model.onnx", ExportOptions())
-        model = read_model(Path(folder) / "model.onnx")
-        plain, _ = load_network(saved)
-        # Two networks, because the layout of weights belongs to the network.
-        runs = torch_runs(plain.eval(), load_network(saved)[0].eval())
-        wanted = [("onnxruntime", "fp32"), *(("openvino", precision) for precision in supported_precisions())]
-        engines = {f"{kind} {item}": open_engine(model, engine=kind, precision=item) for kind, item in wanted}
-        runs |= {name: engine.infer for name, engine in engines.items()}
-        figures = measure(runs, arguments.edge, arguments.rounds)
+    network, model = network_and_model(arguments.edge)
+    # Two networks, because the layout of weights belongs to the network.
+    runs = torch_runs(network, copy.deepcopy(network))
+    wanted = [("onnxruntime", "fp32"), *(("openvino", precision) for precision in supported_precisions())]
+    engines = {f"{kind} {item}": open_engine(model, engine=kind, precision=item) for kind, item in wanted}
+    runs |= {name: engine.infer for name, engine in engines.items()}
+    figures = measure(runs, arguments.edge, arguments.rounds)
     for name, row in figures.items():
         print(f"{row['times_faster']:6.2f} x  {row['median_s']:.3f} s  error {row['largest_error']:.1e}  {name}")
     write(arguments.out, {"window": [arguments.edge] * 3, "rounds": arguments.rounds, "engines": figures})
@@ -94,6 +87,9 @@ def measure(
             start = time.perf_counter()
             run(window)
             seconds[name].append(time.perf_counter() - start)
+    for name, logits in first.items():
+        limit = 1e-4 if name.endswith("fp32") else 5e-2
+        assert np.abs(logits - expected).max() <= limit * np.ptp(expected), name
     base = statistics.median(seconds["PyTorch eager fp32"])
     return {
         name: {

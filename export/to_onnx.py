@@ -88,7 +88,7 @@ def export(checkpoint: Path, out: Path, options: ExportOptions | None = None) ->
         windows, lambda batch: run_torch(referee, batch), source, f"PyTorch {torch.__version__} fp32, at export"
     )
     with atomic_path(out) as temporary:
-        proto = _graph(stored, manifest, chosen)
+        proto = fused_graph(stored, manifest, chosen)
         if chosen.weights == "fp16":
             store_half(proto)
         manifest = write(proto, manifest, golden, temporary, chosen.precision)
@@ -135,7 +135,8 @@ def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions,
     )
 
 
-def _graph(network: nn.Module, manifest: Manifest, options: ExportOptions) -> onnx.ModelProto:
+def fused_graph(network: nn.Module, manifest: Manifest, options: ExportOptions) -> onnx.ModelProto:
+    """The ONNX graph of a network that ``fuse`` made ready, without manifest and unproved; ``export`` does the rest."""
     example = torch.zeros(2, len(manifest.channels), *manifest.window)
     varying: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if options.dynamic:
