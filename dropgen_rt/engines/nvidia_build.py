@@ -58,7 +58,9 @@ def build_plan(
     builder = trt.Builder(logger)
     if builder is None:
         raise ResourceError(f"{kind}: its builder does not start here; see dropgen-rt doctor")
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # Where the flag is gone there is no other kind of network.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(typed(model.content, precision)):
         raise ModelError(f"{model.path}: {kind} {trt.__version__} cannot read its graph ({parser.get_error(0).desc()})")
