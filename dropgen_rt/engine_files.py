@@ -113,7 +113,7 @@ def _is_about(path: Path, model_sha256: str) -> bool:
     """Whether a record claims to be of this model; what cannot be told is for ``read_record`` to refuse."""
     try:
         claimed = json.loads(json.loads(path.read_text(encoding="utf-8"))["record"])["model_sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return True
     return bool(claimed == model_sha256)
 
@@ -125,7 +125,7 @@ def read_record(path: Path) -> EngineRecord:
         text, signature = str(outer["record"]), str(outer["signature"])
         genuine = signing.is_own(text.encode(), signature)
         record = EngineRecord.from_json(text) if genuine else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{path}: not an engine's record ({error}); remove it and build the engine again") from error
     if record is None or record.path != path:
         raise EngineError(

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from dropgen_rt.atomic import atomic_group
 from dropgen_rt.dataset_labels import LabelTable, read_label_table
-from dropgen_rt.errors import GeometryError, UsageError
+from dropgen_rt.errors import GeometryError, UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
+from dropgen_rt.scan_header import refusal
 from dropgen_rt.volume import read_label_map
 
 # Two label maps are on one grid if no corner voxel lies further apart than this: float32 headers round so.
 SAME_PLACE_MM = 1e-2
+
+# The finest atlases have some hundred structures; a map of more values is an image whose numbers happen to be whole.
+MAX_STRUCTURES = 1000
 
 
 def dice_per_label(prediction: NDArray[np.integer], reference: NDArray[np.integer], labels: int) -> NDArray[np.float64]:
@@ -33,19 +37,26 @@ def dice_per_label(prediction: NDArray[np.integer], reference: NDArray[np.intege
 def evaluate_files(prediction: Path, label: Path, table: Path | None, out: Path | None) -> Iterator[str]:
     """Lines of a table: Dice of each label of ``prediction`` against ``label``, and their mean.
 
-    ``table`` is a dataset.json whose source values are merged in ``label`` first. ``out`` (NAME.json) also
-    writes the figures there and as NAME.csv. Raises InputError if a file cannot be read or the grids differ.
+    Without a ``table`` the labels are the values that either map holds; ``table`` is a dataset.json whose source
+    values are merged in ``label`` first. ``out`` (NAME.json) also writes the figures there and as NAME.csv. Raises
+    InputError if a file cannot be read, is no label map, or the grids differ.
     """
     if out is not None and out.suffix != ".json":
         raise UsageError(f"{out}: the result file's name must end in .json")
     predicted, mine = read_label_map(prediction)
     reference, theirs = read_label_map(label)
     _check_same_grid(prediction, mine, label, theirs)
-    names = read_label_table(table) if table is not None else _plain_table(predicted, reference)
+    if table is not None:
+        names = read_label_table(table)
+        values = [item.value for item in names.labels]
+    else:
+        values = _values_present({prediction: predicted, label: reference})
+        names = LabelTable.plain(values)
+        predicted = names.merge(predicted)
     scores = dice_per_label(predicted, names.merge(reference), len(names.labels))
     rows = [
-        {"label": item.name, "value": item.value, "dice": float(d)}
-        for item, d in zip(names.labels, scores, strict=True)
+        {"label": item.name, "value": value, "dice": float(d)}
+        for item, value, d in zip(names.labels, values, scores, strict=True)
     ]
     mean = float(np.nanmean(scores)) if not np.isnan(scores).all() else float("nan")
     for row in rows:
@@ -55,9 +66,16 @@ def evaluate_files(prediction: Path, label: Path, table: Path | None, out: Path 
     yield f"mean Dice {mean:.4f}"
 
 
-def _plain_table(*maps: NDArray[np.integer]) -> LabelTable:
-    highest = max(int(array.max()) for array in maps)
-    return LabelTable.plain(max(highest, 1))
+def _values_present(maps: dict[Path, NDArray[np.integer]]) -> list[int]:
+    """The values above 0 of either map, sorted. Raises UnsuitableInputError for a map that must be something else."""
+    present: set[int] = set()
+    for path, array in maps.items():
+        mine = np.flatnonzero(np.bincount(array.ravel()))
+        if len(mine) > MAX_STRUCTURES:
+            given, accepted = f"{len(mine)} different values", f"a label map of up to {MAX_STRUCTURES}"
+            raise refusal(UnsuitableInputError, path, given, accepted, "check that the right file was given")
+        present |= set(mine.tolist())
+    return sorted(present - {0})
 
 
 def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geometry) -> None:

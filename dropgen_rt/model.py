@@ -37,9 +37,15 @@ class Model:
 
 def read_model(path: Path) -> Model:
     """Read a ``model.onnx``. Raises MissingModelError, or ModelError if it is not one that this project exported."""
-    if not path.is_file():
-        raise MissingModelError(f"{path}: no such model file; give a model.onnx that 'dropgen-rt export' wrote")
-    return model_of(path, path.read_bytes())
+    try:
+        if not path.is_file():
+            raise MissingModelError(f"{path}: no such model file; give a model.onnx that 'dropgen-rt export' wrote")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: {error.strerror or error}; check the permissions of the file and its folder"
+        ) from error
+    return model_of(path, content)
 
 
 def model_of(path: Path, content: bytes) -> Model:

@@ -104,16 +104,24 @@ def check_name(name: str) -> str:
 
 
 def find_model(name_or_path: str | None) -> Path:
-    """The file of a model given by path, by name, or not at all (the default). Raises MissingModelError."""
-    if name_or_path is None:
-        name_or_path = default_name()
-    if "/" in name_or_path or name_or_path.endswith(".onnx"):
-        return Path(name_or_path)
-    entry = _entry_path(check_name(name_or_path))
-    place = object_path(_digest_of(entry)) if entry.is_file() else _packaged(name_or_path)
-    if not place.is_file():
-        raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}")
-    return place
+    """The file of a model given by path, by name, or not at all (the default).
+
+    Raises MissingModelError, or ModelError for a data folder without permission.
+    """
+    try:
+        if name_or_path is None:
+            name_or_path = default_name()
+        if "/" in name_or_path or name_or_path.endswith(".onnx"):
+            return Path(name_or_path)
+        entry = _entry_path(check_name(name_or_path))
+        place = object_path(_digest_of(entry)) if entry.is_file() else _packaged(name_or_path)
+        if place.is_file():
+            return place
+    except OSError as error:
+        raise ModelError(
+            f"{home()}: {error.strerror or error}; check the permissions of this data folder, or set {HOME_VARIABLE}"
+        ) from error
+    raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}")
 
 
 def _entry_path(name: str) -> Path:
