@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from dropgen_rt import cli_engines, cli_export, cli_models
 from dropgen_rt.cli_inspect import inspect
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
 from dropgen_rt.outputs import FORMATS, parse_formats
@@ -46,7 +47,7 @@ main.add_command(inspect)
 )
 @click.option("--overlap", type=float, help="Share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
-@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--format", "formats", multiple=True, metavar="NAME", help=f"Of {', '.join(FORMATS)}; several: A,B.")
 @click.option("--series", metavar="UID", help="The series of a DICOM input, or UID:NUMBER; see inspect.")
@@ -123,38 +124,6 @@ def pretrain_encoder(
 
 
 @main.command()
-@click.argument("checkpoint", type=FILE)
-@click.option("-o", "--out", type=FILE, required=True, help="model.onnx to write.")
-@click.option("--name", help="The model's name; by default the file's.")
-@click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default the training window.")
-def export(checkpoint: Path, out: Path, name: str | None, window: tuple[int, int, int] | None) -> None:
-    """Write CHECKPOINT as one fused ONNX graph that carries its manifest."""
-    _require("torch", "export")
-    _require("onnxruntime", "export")
-    from dropgen_rt.export.to_onnx import PARITY
-    from dropgen_rt.export.to_onnx import export as write
-
-    manifest, error = write(checkpoint, out, name, window)
-    click.echo(
-        f"{manifest.name}: {len(manifest.labels)} labels, window {manifest.window}, spacing {manifest.spacing_mm} mm"
-    )
-    click.echo(f"ONNX Runtime against PyTorch fp32: {error:.1e} of the logits' range (accepted: {PARITY:.0e})")
-    click.echo(f"wrote {out}")
-
-
-@main.command("build-engine")
-@click.argument("model", type=FILE)
-@click.option("--name", help="Install under this name; by default the manifest's.")
-@click.option("--no-default", is_flag=True, help="Leave the default model as it is.")
-def build_engine(model: Path, name: str | None, no_default: bool) -> None:
-    """Compile MODEL for this machine's CPU and install it under a name."""
-    from dropgen_rt.build import build
-
-    for line in build(model, name, not no_default):
-        click.echo(line)
-
-
-@main.command()
 @click.argument("prediction", type=FILE)
 @click.argument("label", type=FILE)
 @click.option("--labels", type=FILE, help="A dataset.json: its source values are merged into its labels in LABEL.")
@@ -165,6 +134,10 @@ def evaluate(prediction: Path, label: Path, labels: Path | None, out: Path | Non
 
     for line in evaluate_files(prediction, label, labels, out):
         click.echo(line)
+
+
+for command in (cli_export.export, cli_engines.build_engine, cli_engines.verify, cli_engines.doctor, cli_models.models):
+    main.add_command(command)
 
 
 def _require(module: str, extra: str) -> None:

@@ -63,3 +63,11 @@ class ResourceError(DropgenError):
 
 class OutputError(ResourceError):
     """The output folder is missing, read-only or full."""
+
+
+class EngineError(ModelError):
+    """An engine file that is foreign, altered, or no longer fits this machine."""
+
+
+class PrecisionError(ModelError):
+    """A precision that the engine or the machine does not have; never replaced by another on the quiet."""

@@ -17,7 +17,7 @@ from dropgen_rt.outputs import DICOM_FORMATS, FORMATS, LABEL_FORMATS, chosen_for
 from dropgen_rt.record import Stopwatch
 from dropgen_rt.report import NO_VIEWER, has_viewer, render
 from dropgen_rt.segment import Segmentation, Settings, segment
-from dropgen_rt.store import cache_folder, open_named
+from dropgen_rt.store import open_named
 from dropgen_rt.volume import Scan, find_scans, read_scan, scan_suffix, stem, write_labels
 
 
@@ -67,7 +67,9 @@ def infer_files(
     if report and not has_viewer():
         console.line(f"warning: {NO_VIEWER}")
     console.line(f"model {opened.manifest.name}, {len(opened.manifest.labels)} labels")
-    with open_engine(opened, device, cache_folder()) as engine:
+    # Reference mode is the published method in fp32, whatever engine is installed.
+    precision = "fp32" if settings.reference else None
+    with open_engine(opened, device, precision=precision) as engine:
         console.line(f"engine {engine.name} {engine.version}, {engine.precision}, {engine.device}")
         for job in planned:
             try:

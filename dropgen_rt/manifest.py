@@ -14,7 +14,7 @@ from dropgen_rt.geometry import parse_orientation
 from dropgen_rt.windows import BLENDS, Blend
 
 METADATA_KEY = "dropgen_rt.manifest"
-SCHEMA_MAJOR, SCHEMA_MINOR = 1, 0
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 1
 SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 
@@ -91,7 +91,12 @@ class SourceRule:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime must know of a model. ``spacing_mm`` is (x, y, z), ``window`` is (z, y, x) voxels."""
+    """Everything the runtime must know of a model. ``spacing_mm`` is (x, y, z), ``window`` is (z, y, x) voxels.
+
+    With ``dynamic_window`` the graph takes windows of any multiples of ``stride``, and ``window`` is the usual one.
+    ``golden_sha256`` is the digest of the golden windows beside it (dropgen_rt.golden), "" if there are none.
+    ``largest_batch`` is how many windows the graph takes at once, 0 for any number.
+    """
 
     name: str
     labels: tuple[Label, ...]
@@ -105,6 +110,9 @@ class Manifest:
     blend: Blend = "gaussian"
     training: dict[str, Any] = field(default_factory=dict)
     notice: str = ""
+    dynamic_window: bool = False
+    golden_sha256: str = ""
+    largest_batch: int = 0
     schema: str = SCHEMA
     source: SourceRule = field(default_factory=SourceRule)
 

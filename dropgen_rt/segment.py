@@ -91,7 +91,7 @@ def segment(
     overlap, blend = chosen.resolved(manifest)
     _check(source, manifest)
     with watch.stage("open_engine"):
-        running = engine or open_engine(opened)
+        running = engine or open_engine(opened, precision="fp32" if chosen.reference else None)
     try:
         labels, best, windows = _segment(source.volume, manifest, chosen, running, watch, progress)
         described = {item: getattr(running, item) for item in ("name", "version", "precision", "device")}

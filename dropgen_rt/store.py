@@ -1,14 +1,28 @@
-"""Models by name: those installed in the user's data folder, and the demo model inside the package."""
+"""Models by name: those installed in the user's data folder, and the demo model inside the package.
 
+    default                 the default model's name
+    models/<name>.json      which model a name stands for
+    objects/<sha256>        model files and engine files, named by their content
+    engines/<key>.json      an engine's signed record (dropgen_rt.engine_files)
+    keys/                   this installation's signing key and those it trusts (dropgen_rt.signing)
+    cache/                  safe to delete
+
+Files appear by rename; whoever changes names does so under one lock, so that two builds at once are safe.
+"""
+
+import hashlib
+import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 import platformdirs
 
 from dropgen_rt.atomic import atomic_path, output_error
-from dropgen_rt.errors import MissingModelError, ModelError, UsageError
+from dropgen_rt.errors import MissingModelError, ModelError, ResourceError, UsageError
 from dropgen_rt.model import Model, read_model
 
 # The model that the package carries; it is the default until a build-engine names another.
@@ -18,6 +32,7 @@ HOME_VARIABLE = "DROPGEN_RT_HOME"
 """Environment variable that moves the data folder from its place under the user's home."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LOCK_SECONDS = 60
 
 
 def home() -> Path:
@@ -36,8 +51,53 @@ def cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+@contextmanager
+def lock() -> Iterator[None]:
+    """Held while names and records change. Raises ResourceError if another process keeps it for a minute."""
+    import filelock  # only who changes the store waits for it
+
+    make_folder(home())
+    try:
+        with filelock.FileLock(home() / "lock", timeout=LOCK_SECONDS, is_singleton=True):
+            yield
+    except filelock.Timeout as error:
+        raise ResourceError(
+            f"{home()}: another dropgen-rt has been changing models for {LOCK_SECONDS} s; wait for it, or end it"
+        ) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """``folder``, made if need be. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    make_folder(path.parent)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def object_path(sha256: str) -> Path:
+    return home() / "objects" / sha256
+
+
+def put_object(content: bytes) -> str:
+    """Store bytes under their digest, which is returned. Raises OutputError."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = object_path(sha256)
+    make_folder(path.parent)
+    if not (path.is_file() and path.stat().st_size == len(content)):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    return sha256
+
+
 def check_name(name: str) -> str:
-    """A model's name is also a folder's. Raises UsageError for anything that could leave the folder."""
+    """A model's name is also a file's. Raises UsageError for anything that could leave the folder."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"model name {name!r}: accepted are letters, digits, '.', '_' and '-', 64 at most")
     return name
@@ -53,15 +113,29 @@ def find_model(name_or_path: str | None) -> Path:
             name_or_path = default_name()
         if "/" in name_or_path or name_or_path.endswith(".onnx"):
             return Path(name_or_path)
-        folder = home() / "models" / check_name(name_or_path)
-        for place in (folder / "model.onnx", _packaged(name_or_path)):
-            if place.is_file():
-                return place
+        entry = _entry_path(check_name(name_or_path))
+        place = object_path(_digest_of(entry)) if entry.is_file() else _packaged(name_or_path)
+        if place.is_file():
+            return place
     except OSError as error:
         raise ModelError(
             f"{home()}: {error.strerror or error}; check the permissions of this data folder, or set {HOME_VARIABLE}"
         ) from error
     raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}")
+
+
+def _entry_path(name: str) -> Path:
+    return home() / "models" / f"{name}.json"
+
+
+def _digest_of(entry: Path) -> str:
+    try:
+        sha256 = json.loads(entry.read_text(encoding="utf-8"))["model_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{entry}: not a model's entry; install the model again with build-engine") from error
+    if not re.fullmatch("[0-9a-f]{64}", str(sha256)):
+        raise ModelError(f"{entry}: {sha256!r} is no digest; install the model again with build-engine")
+    return str(sha256)
 
 
 def _packaged(name: str) -> Path:
@@ -76,26 +150,69 @@ def default_name() -> str:
 
 def installed() -> list[str]:
     """Names of all models, the packaged one included, sorted."""
-    folders = (home() / "models").glob("*/model.onnx")
     packaged = [DEMO_MODEL] if _packaged(DEMO_MODEL).is_file() else []
-    return sorted({folder.parent.name for folder in folders} | set(packaged))
+    return sorted({entry.stem for entry in _entries()} | set(packaged))
+
+
+def _entries() -> list[Path]:
+    return sorted(path for path in (home() / "models").glob("*.json") if _NAME.fullmatch(path.stem))
+
+
+def named_objects() -> set[str]:
+    """Digests of the models that names stand for."""
+    return {_digest_of(entry) for entry in _entries()}
 
 
 def install(model: Model, name: str, make_default: bool) -> Path:
-    """Copy a model into the data folder under ``name``; returns its folder. Raises OutputError, UsageError."""
-    folder = home() / "models" / check_name(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(folder, error) from error
-    with atomic_path(folder / "model.onnx") as temporary:
-        temporary.write_bytes(model.content)
-    if make_default:
-        with atomic_path(home() / "default") as temporary:
-            temporary.write_text(name + "\n", encoding="utf-8")
-    return folder
+    """Keep a model in the data folder under ``name``; returns its entry. Raises OutputError, UsageError."""
+    entry = _entry_path(check_name(name))
+    make_folder(entry.parent)
+    with lock():
+        put_object(model.content)
+        write_text(entry, json.dumps({"schema": "1.0", "name": name, "model_sha256": model.sha256}) + "\n")
+        if make_default:
+            write_text(home() / "default", name + "\n")
+    return entry
+
+
+def make_default(name: str) -> None:
+    """``infer`` uses this model from now on. Raises MissingModelError."""
+    open_named(check_name(name))
+    with lock():
+        write_text(home() / "default", name + "\n")
+
+
+def remove(name: str) -> list[str]:
+    """Forget a model, its file and its engines unless another name stands for them too; what went, in words.
+
+    A default of this name goes back to the demo model. Raises MissingModelError, or UsageError for the demo model.
+    """
+    from dropgen_rt.engine_files import records, sweep
+
+    entry = _entry_path(check_name(name))
+    if not entry.is_file():
+        if name == DEMO_MODEL:
+            raise UsageError(f"{name} is part of the package; it goes with pip uninstall dropgen-rt")
+        raise MissingModelError(f"no model named {name!r} to remove; installed are: {', '.join(installed())}")
+    gone = [f"model {name}"]
+    with lock():
+        sha256 = _digest_of(entry)
+        entry.unlink()
+        if (home() / "default").is_file() and default_name() == name:
+            (home() / "default").unlink()
+            gone.append(f"the default, which is now {default_name()}")
+        if sha256 not in named_objects():
+            for record in records(sha256):
+                record.path.unlink(missing_ok=True)
+                gone.append(f"engine {record.engine} {record.precision}")
+        sweep()
+    return gone
 
 
 def open_named(name_or_path: str | None) -> Model:
-    """Find and read a model. Raises MissingModelError or ModelError."""
-    return read_model(find_model(name_or_path))
+    """Find and read a model. Raises MissingModelError, or ModelError, also for one that was altered in the store."""
+    path = find_model(name_or_path)
+    model = read_model(path)
+    if path.parent == home() / "objects" and model.sha256 != path.name:
+        raise ModelError(f"{path}: the file was altered after it was installed; install the model again")
+    return model

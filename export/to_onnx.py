@@ -1,57 +1,122 @@
 """A checkpoint's network and manifest as one ``model.onnx``, proved equal before it appears."""
 
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
 import torch
-from onnxruntime import InferenceSession
+from numpy.typing import NDArray
+from torch import nn
 
 import dropgen_rt
 from dropgen_rt.atomic import atomic_path
-from dropgen_rt.errors import UsageError, VerificationError
+from dropgen_rt.engines.choose import choose, create
+from dropgen_rt.engines.contract import Precision
+from dropgen_rt.errors import UsageError
+from dropgen_rt.export.check import PARITY, ROUNDING, Row, compare, require
 from dropgen_rt.export.fuse import fuse
+from dropgen_rt.export.golden_scans import golden_windows
+from dropgen_rt.export.half_weights import round_kernels, store_half
+from dropgen_rt.export.names import tidy
+from dropgen_rt.gate import LIMITS
+from dropgen_rt.golden import GOLDEN_KEY, Golden, answered, digest, pack
 from dropgen_rt.manifest import METADATA_KEY, Intensity, Label, Manifest, SourceRule
+from dropgen_rt.model import model_of
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen
+from dropgen_rt.typed_graph import typed
 
+# Reading and running everywhere: ONNX Runtime from 1.17, OpenVINO from 2024, TensorRT from 10.
 OPSET = 20
+OLDEST_OPSET = 18
 INPUT, OUTPUT = "image", "logits"
 
-# Largest |ONNX Runtime - PyTorch| over the logits' range that fp32 rounding explains: both sum the same 10^4
-# products per voxel and layer in another order, and some forty layers pass the difference on.
-PARITY = 1e-4
+Weights = Literal["fp32", "fp16"]
 
 
-def export(
-    checkpoint: Path, out: Path, name: str | None = None, window: tuple[int, int, int] | None = None
-) -> tuple[Manifest, float]:
-    """Write ``out`` from a training checkpoint; returns its manifest and the measured parity error.
+@dataclass(frozen=True)
+class ExportOptions:
+    """``window`` (z, y, x) voxels, by default the training window; ``dynamic`` lets it vary in multiples of the stride.
 
-    ``window`` (z, y, x) voxels is the graph's fixed input size, by default the training window. The parity
-    error is the largest logit difference between ONNX Runtime and PyTorch, both fp32, over the logits' range.
-    Raises ModelError for a bad checkpoint, VerificationError (and leaves no file) if the two disagree.
+    ``weights`` "fp16" stores kernels as float16; ``precision`` types the graph's body; ``golden`` names scans.
     """
+
+    name: str | None = None
+    window: tuple[int, int, int] | None = None
+    dynamic: bool = False
+    weights: Weights = "fp32"
+    precision: Precision = "fp32"
+    opset: int = OPSET
+    golden: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not OLDEST_OPSET <= self.opset <= onnx.defs.onnx_opset_version():
+            raise UsageError(f"--opset {self.opset}: accepted are {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}")
+        if self.weights == "fp16" and self.precision != "fp32":
+            raise UsageError(f"--weights fp16 is for fp32 graphs; --precision {self.precision} stores its own")
+
+
+class Exported(NamedTuple):
+    """The manifest as written, and the comparisons that the file passed."""
+
+    manifest: Manifest
+    rows: tuple[Row, ...]
+
+
+def export(checkpoint: Path, out: Path, options: ExportOptions | None = None) -> Exported:
+    """Write ``out`` from a training checkpoint.
+
+    The graph and PyTorch run the golden windows and a window of noise, both in fp32, and must agree within PARITY;
+    where weights are rounded, PyTorch with the same rounded weights is the referee, and the difference to the
+    checkpoint's own is reported and bounded. Raises ModelError for a bad checkpoint, VerificationError (and leaves
+    no file) if the two disagree.
+    """
+    chosen = options or ExportOptions()
     network, content = load_network(checkpoint)
-    manifest = _manifest(network, content, name or out.stem, window)
+    manifest = _manifest(network, content, chosen, out.stem)
+    stored: nn.Module = fuse(network)
+    referee: nn.Module = network
+    if chosen.weights == "fp16":
+        stored = referee = round_kernels(stored)
+    windows, source = golden_windows(manifest, chosen.golden)
+    golden = answered(
+        windows, lambda batch: run_torch(referee, batch), source, f"PyTorch {torch.__version__} fp32, at export"
+    )
     with atomic_path(out) as temporary:
-        _write(fuse(network), manifest, temporary)
-        error = parity(network, manifest, temporary)
-        if not error <= PARITY:
-            raise VerificationError(
-                f"{out}: ONNX Runtime and PyTorch differ by {error:.2e} of the logits' range, accepted is "
-                f"{PARITY:.0e}; nothing was written"
-            )
-    return manifest, error
+        proto = fused_graph(stored, manifest, chosen)
+        if chosen.weights == "fp16":
+            store_half(proto)
+        manifest = write(proto, manifest, golden, temporary, chosen.precision)
+        rows = _check(temporary, manifest, network, referee, chosen, windows)
+        require(out, rows)
+    return Exported(manifest, tuple(rows))
 
 
-def _manifest(network: DropGen, content: dict, name: str, window: tuple[int, int, int] | None) -> Manifest:
+def write(proto: onnx.ModelProto, manifest: Manifest, golden: Golden, path: Path, precision: Precision) -> Manifest:
+    """Write graph, manifest and golden windows as one file; returns the manifest with the golden windows' digest."""
+    text = pack(golden)
+    manifest = replace(manifest, golden_sha256=digest(text))
+    content = proto.SerializeToString()
+    if precision != "fp32":
+        proto = onnx.load_model_from_string(typed(content, precision))
+    onnx.helper.set_model_props(proto, {METADATA_KEY: manifest.to_json(), GOLDEN_KEY: text})
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save_model(proto, path)
+    return manifest
+
+
+def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions, name: str) -> Manifest:
     config = content["config"]
-    chosen = window or tuple(config["window"])
+    chosen = options.window or tuple(config["window"])
     if any(edge % network.stride for edge in chosen):
         raise UsageError(f"window {chosen}: its edges must be multiples of {network.stride} for this network")
     return Manifest(
-        name=name,
+        name=options.name or name,
         labels=tuple(Label(**label) for label in content["labels"]),
         spacing_mm=tuple(config["spacing_mm"]),
         window=chosen,
@@ -67,34 +132,87 @@ def _manifest(network: DropGen, content: dict, name: str, window: tuple[int, int
         },
         notice=content["dataset"]["notice"],
         source=SourceRule(**content.get("source", {})),
+        dynamic_window=options.dynamic,
     )
 
 
-def _write(network: DropGen, manifest: Manifest, path: Path) -> None:
+def fused_graph(network: nn.Module, manifest: Manifest, options: ExportOptions) -> onnx.ModelProto:
+    """The ONNX graph of a network that ``fuse`` made ready, without manifest and unproved; ``export`` does the rest."""
     example = torch.zeros(2, len(manifest.channels), *manifest.window)
-    program = torch.onnx.export(
-        network, (example,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
-        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}}, verbose=False,
-    )  # fmt: skip
+    varying: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if options.dynamic:
+        # Two voxels at the bottleneck are what reflecting padding needs.
+        axes = [torch.export.Dim(name, min=2, max=64) for name in ("nz", "ny", "nx")]
+        varying |= {place + 2: manifest.stride * axis for place, axis in enumerate(axes)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of optional packages that we do not use
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch's own code
+        program = torch.onnx.export(
+            network, (example,), dynamo=True, opset_version=options.opset, input_names=[INPUT], output_names=[OUTPUT],
+            dynamic_shapes={"image": varying}, verbose=False,
+        )  # fmt: skip
     assert program is not None  # dynamo=True always returns one
-    model = program.model_proto
-    # Source positions of the exporting machine say nothing to a user and leak its paths.
-    for node in model.graph.node:
-        del node.metadata_props[:]
-    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]:
-        del value.metadata_props[:]
-    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, path)
+    model: onnx.ModelProto = program.model_proto
+    tidy(model)
+    return model
 
 
-def parity(network: DropGen, manifest: Manifest, path: Path) -> float:
-    """Largest |ONNX Runtime - PyTorch| over the range of PyTorch's logits, on seeded windows of noise and a ramp."""
+def _check(
+    path: Path,
+    manifest: Manifest,
+    network: nn.Module,
+    referee: nn.Module,
+    options: ExportOptions,
+    golden: NDArray[np.float32],
+) -> list[Row]:
+    windows = np.concatenate([golden, noise_and_ramp(manifest)])
+    expected, own = run_torch(referee, windows), run_torch(network, windows)
+    if options.precision != "fp32":
+        limit = LIMITS[options.precision]
+        logits, name = run_typed(path, options.precision, windows)
+        agreement = limit.agreement if options.golden else None  # of scans; noise is all ties
+        return [compare(f"{name}, {options.precision} graph, against PyTorch fp32", logits, own,
+                        largest=5e-2, agreement=agreement)]  # fmt: skip
+    logits = run_onnxruntime(path, windows)
+    rows = [compare("ONNX Runtime fp32 against PyTorch fp32", logits, expected, largest=PARITY)]
+    if options.weights == "fp16":
+        rows.append(
+            compare("with kernels rounded to fp16, against the checkpoint's own", logits, own, largest=ROUNDING)
+        )
+    return rows
+
+
+def noise_and_ramp(manifest: Manifest) -> NDArray[np.float32]:
+    """(2, channels, z, y, x): seeded noise and a ramp, beside the golden windows."""
     shape = (2, len(manifest.channels), *manifest.window)
     windows = np.random.default_rng(0).random(shape, dtype=np.float32)
     windows[1] = np.linspace(0, 1, windows[1].size, dtype=np.float32).reshape(shape[1:])
-    session = InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    (ours,) = session.run([OUTPUT], {INPUT: windows})
+    return windows
+
+
+def run_torch(network: nn.Module, windows: NDArray[np.float32]) -> NDArray[np.float32]:
     with torch.no_grad():
-        theirs = network.eval()(torch.from_numpy(windows)).numpy()
-    return float(np.abs(ours - theirs).max() / np.ptp(theirs))
+        return np.concatenate([network.eval()(torch.from_numpy(window[None])).numpy() for window in windows])
+
+
+def run_onnxruntime(path: Path, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The written file through ONNX Runtime on the CPU, in fp32, opened as ``infer`` opens it."""
+    with create(model_of(path, path.read_bytes()), "onnxruntime", "fp32", "cpu") as engine:
+        return _each(engine.infer, windows)
+
+
+def run_typed(path: Path, precision: Precision, windows: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:
+    """A typed graph: ONNX Runtime has float16 convolutions on a CPU, OpenVINO reads bfloat16."""
+    model = model_of(path, path.read_bytes())
+    if precision == "fp16":
+        engine = create(model, "onnxruntime", "fp32", "cpu")
+    else:
+        # Where a CPU has bfloat16 convolutions OpenVINO uses them for such a graph, elsewhere it computes wider.
+        offered = choose("openvino", device="cpu").precisions
+        engine = create(model, "openvino", "bf16" if "bf16" in offered else "fp32", "cpu")
+    with engine:
+        return _each(engine.infer, windows), engine.name
+
+
+def _each(infer: Any, windows: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([infer(window[None]).copy() for window in windows])

@@ -14,12 +14,14 @@ import SimpleITK as sitk  # noqa: N813  the name its users know
 from click.testing import CliRunner
 
 from dropgen_rt.cli import main
-from dropgen_rt.store import default_name
+from dropgen_rt.store import default_name, find_model
 
 pytestmark = pytest.mark.usefixtures("home")
 
 COMMAND = Path(sys.executable).with_name("dropgen-rt")
-VERBS = ("infer", "train", "pretrain-encoder", "export", "build-engine", "evaluate", "inspect")
+VERBS = (
+    "infer", "inspect", "train", "pretrain-encoder", "export", "build-engine", "evaluate", "verify", "doctor", "models",
+)  # fmt: skip
 SIZE = (20, 18, 9)
 RESULTS = ["_seg.json", "_seg.nii.gz", "_seg.png"]
 
@@ -347,8 +349,8 @@ def test_the_version():
 def test_build_engine_then_infer_uses_it(scan, out, model_file, home):
     built = run("build-engine", model_file)
     assert built.exit_code == 0, built.output
-    assert built.stdout.splitlines()[-1] == f"installed tiny in {home}/models/tiny, the default model"
-    assert (home / "models" / "tiny" / "model.onnx").read_bytes() == model_file.read_bytes()
+    assert built.stdout.splitlines()[-1] == f"installed tiny in {home}/models/tiny.json, the default model"
+    assert find_model("tiny").read_bytes() == model_file.read_bytes()
     result = run("infer", scan(), "-o", out)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "model tiny, 2 labels"
@@ -359,7 +361,7 @@ def test_build_engine_then_infer_uses_it(scan, out, model_file, home):
 def test_build_engine_may_leave_the_default(model_file, home):
     before = default_name()
     built = run("build-engine", model_file, "--name", "other", "--no-default")
-    assert built.stdout.splitlines()[-1] == f"installed other in {home}/models/other"
+    assert built.stdout.splitlines()[-1] == f"installed other in {home}/models/other.json"
     assert default_name() == before
 
 

@@ -127,4 +127,4 @@ def test_an_unknown_kind_of_intensity_is_refused():
 
 
 def test_this_version_writes_its_own_schema(tiny):
-    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.0"
+    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.1"

@@ -47,9 +47,9 @@ def test_names_that_could_leave_the_folder_are_refused(name, model, home):
 
 
 def test_install_then_open(model, home):
-    folder = install(model, "mine", make_default=False)
-    assert folder == home / "models" / "mine"
-    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+    entry = install(model, "mine", make_default=False)
+    assert entry == home / "models" / "mine.json"
+    assert [path.name for path in (home / "objects").iterdir()] == [model.sha256]
     opened = open_named("mine")
     assert (opened.content, opened.sha256, opened.manifest) == (model.content, model.sha256, model.manifest)
     assert default_name() == DEMO_MODEL
@@ -101,7 +101,7 @@ def test_a_default_that_leaves_the_folder(home):
 def test_a_data_folder_that_cannot_be_made(model, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DROPGEN_RT_HOME", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match=r"cannot write .*file/models/mine"):
+    with pytest.raises(OutputError, match=r"cannot write .*file/models"):
         install(model, "mine", make_default=True)
     assert cache_folder() is None
 

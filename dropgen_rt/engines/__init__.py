@@ -1,5 +1,6 @@
 """What runs a network: one small contract, one file per engine behind it."""
 
-from dropgen_rt.engines.contract import Engine, open_engine
+from dropgen_rt.engines.choose import open_engine
+from dropgen_rt.engines.contract import DeviceEngine, Engine
 
-__all__ = ["Engine", "open_engine"]
+__all__ = ["DeviceEngine", "Engine", "open_engine"]

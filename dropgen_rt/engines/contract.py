@@ -1,17 +1,19 @@
-"""The contract every engine keeps, and the one place that chooses one.
+"""The contract every engine keeps.
 
 An engine owns its network, its threads and its memory; it knows nothing of scans, windows' places or
 labels. Precision is obeyed or refused, never changed on the quiet.
 """
 
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.errors import ResourceError
-from dropgen_rt.model import Model
+Kind = Literal["openvino", "onnxruntime", "tensorrt", "rtx"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class Engine(Protocol):
@@ -35,14 +37,23 @@ class Engine(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-def open_engine(model: Model, device: str = "auto", cache: Path | None = None) -> Engine:
-    """Open ``model`` on ``device`` ("auto" or "cpu"). ``cache`` is a folder for compiled networks.
+class DeviceEngine(Engine, Protocol):
+    """An engine that also takes and gives memory of its own GPU, so that windows need not pass through the host."""
 
-    Raises ResourceError for a device that this version has no engine for, ModelError for a graph that the
-    engine cannot compile.
-    """
-    if device not in ("auto", "cpu"):
-        raise ResourceError(f"device {device!r}: this version runs on the CPU only; use --device cpu")
-    from dropgen_rt.engines.openvino_engine import OpenVinoEngine  # slow to import: only when opened
+    def infer_device(self, windows: int, logits: int, batch: int, stream: int) -> None:
+        """Enqueue one batch on a CUDA stream and return at once.
 
-    return OpenVinoEngine(model, cache)
+        ``windows`` and ``logits`` are device addresses of C-contiguous float32 (batch, channels, z, y, x) and
+        (batch, classes, z, y, x); ``stream`` is a CUDA stream handle. Both must live until the stream is there.
+        """
+        ...
+
+
+def in_batches(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]], windows: NDArray[np.float32], largest: int
+) -> NDArray[np.float32]:
+    """``run`` on at most ``largest`` windows at a time (0: on all at once), for graphs whose batch is fixed."""
+    if not largest or len(windows) <= largest:
+        return run(windows)
+    parts = range(0, len(windows), largest)
+    return np.concatenate([run(windows[first : first + largest]).copy() for first in parts])

@@ -7,14 +7,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from shared_data import DATA, needs
 
-from dropgen_rt.errors import MissingModelError, UsageError, VerificationError
+from dropgen_rt.engines import open_engine
+from dropgen_rt.errors import MissingModelError, ModelError, UsageError, VerificationError
 from dropgen_rt.export import to_onnx
+from dropgen_rt.export.check import PARITY
 from dropgen_rt.export.fuse import fuse
-from dropgen_rt.export.to_onnx import PARITY, export
+from dropgen_rt.export.to_onnx import ExportOptions, export
 from dropgen_rt.model import read_model
 from dropgen_rt.train import checkpoint
+from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen, UNetConfig
+from dropgen_rt.verify import golden_of
 
 
 def network(padding: str = "zeros") -> DropGen:
@@ -45,6 +50,10 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "best.pt"
 
 
+# Enough for what does not depend on the padding.
+REFLECTING = pytest.mark.parametrize("trained", ["reflect"], indirect=True)
+
+
 def test_fused_network_computes_the_same() -> None:
     made = network()
     image = torch.rand(1, 1, 16, 16, 16)
@@ -57,8 +66,8 @@ def test_fused_network_computes_the_same() -> None:
 
 
 def test_export_writes_a_model_that_explains_itself(trained: Path, tmp_path: Path) -> None:
-    manifest, error = export(trained, tmp_path / "m.onnx", window=(16, 32, 16))
-    assert error <= PARITY
+    manifest, (row,) = export(trained, tmp_path / "m.onnx", ExportOptions(window=(16, 32, 16)))
+    assert row.largest <= PARITY and row.agreement > 0.9999
     model = read_model(tmp_path / "m.onnx")
     assert model.manifest == manifest
     assert manifest.window == (16, 32, 16)
@@ -91,7 +100,7 @@ def test_export_refuses_a_mismatch_and_leaves_nothing(
 
 def test_window_must_fit_the_network(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="multiples of 4"):
-        export(trained, tmp_path / "m.onnx", window=(16, 18, 16))
+        export(trained, tmp_path / "m.onnx", ExportOptions(window=(16, 18, 16)))
 
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
@@ -109,3 +118,86 @@ def test_batch_is_dynamic(trained: Path, tmp_path: Path) -> None:
     (one,) = session.run(None, {"image": windows[1:2]})
     assert three.shape == (3, 3, 16, 16, 16)
     assert np.allclose(three[1:2], one, atol=1e-5)
+
+
+@REFLECTING
+def test_names_tell_the_layer_and_nothing_is_dead(trained: Path, tmp_path: Path) -> None:
+    export(trained, tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    assert {node.name.split("/")[0] for node in graph.node} == {"encoder", "segmentor"}
+    convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
+    assert convolutions[0] == "encoder/0/conv" and convolutions[-1].startswith("segmentor/")
+    assert len({node.name for node in graph.node}) == len(graph.node)
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    assert {item.name for item in graph.initializer} <= used
+    assert all(used & set(node.output) for node in graph.node)
+
+
+@REFLECTING
+def test_golden_windows_travel_with_the_model(trained: Path, tmp_path: Path) -> None:
+    manifest, _ = export(trained, tmp_path / "m.onnx")
+    golden = golden_of(read_model(tmp_path / "m.onnx"))
+    assert manifest.golden_sha256 and golden.referee.startswith("PyTorch ") and golden.source == "synthetic"
+    network, _ = load_network(trained)
+    with torch.no_grad():
+        expected = np.concatenate([network(torch.from_numpy(window[None])).numpy() for window in golden.windows])
+    assert np.array_equal(golden.labels, expected.argmax(1))
+    assert np.array_equal(golden.logits, expected)
+
+
+@REFLECTING
+@needs("data/brain_contrasts")
+def test_golden_windows_of_a_real_scan(trained: Path, tmp_path: Path) -> None:
+    scan = DATA / "brain_contrasts" / "avg152T1.nii.gz"
+    export(trained, tmp_path / "m.onnx", ExportOptions(golden=(scan,)))
+    golden = golden_of(read_model(tmp_path / "m.onnx"))
+    assert golden.source == "avg152T1.nii.gz" and len(golden.windows) == 3
+    assert golden.windows.std(axis=(1, 2, 3, 4)).min() > 0.1  # not air
+
+
+@REFLECTING
+def test_a_window_that_varies(trained: Path, tmp_path: Path) -> None:
+    manifest, _ = export(trained, tmp_path / "m.onnx", ExportOptions(dynamic=True))
+    assert manifest.dynamic_window
+    model = read_model(tmp_path / "m.onnx").with_window((32, 16, 8))
+    windows = np.random.default_rng(0).random((2, 1, 32, 16, 8), dtype=np.float32)
+    network, _ = load_network(trained)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(windows)).numpy()
+    for kind in ("openvino", "onnxruntime"):
+        with open_engine(model, engine=kind, precision="fp32") as engine:
+            assert np.abs(engine.infer(windows) - expected).max() <= PARITY * np.ptp(expected)
+    with pytest.raises(ModelError, match="not three multiples of the stride 4"):
+        model.with_window((30, 16, 8))
+
+
+@REFLECTING
+def test_a_fixed_window_does_not_vary(trained: Path, tmp_path: Path) -> None:
+    export(trained, tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=r"is fixed to .16, 16, 16.; export it with --dynamic"):
+        read_model(tmp_path / "m.onnx").with_window((32, 32, 32))
+
+
+@REFLECTING
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_typed_graphs(trained: Path, tmp_path: Path, precision: str) -> None:
+    options = ExportOptions(precision=precision)  # type: ignore[arg-type]
+    _, (row,) = export(trained, tmp_path / "m.onnx", options)
+    assert 1e-5 < row.largest <= 5e-2 and f"{precision} graph" in row.what
+    kinds = {item.data_type for item in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    assert {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision] in kinds
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"opset": 9}, "--opset 9: accepted are 18 to"), ({"weights": "fp16", "precision": "bf16"}, "for fp32 graphs")],
+)
+def test_options_that_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ExportOptions(**options)
+
+
+@REFLECTING
+def test_an_older_operator_set(trained: Path, tmp_path: Path) -> None:
+    export(trained, tmp_path / "m.onnx", ExportOptions(opset=18))
+    assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 18

@@ -1,0 +1,58 @@
+"""The command export."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dropgen_rt.errors import UsageError
+from dropgen_rt.survey import require_module
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("checkpoint", type=FILE, required=False)
+@click.option("-o", "--out", type=FILE, required=True, help="model.onnx to write.")
+@click.option("--name", help="The model's name; by default the file's.")
+@click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default the training window.")
+@click.option("--dynamic", is_flag=True, help="Let the window vary, in multiples of the network's stride.")
+@click.option(
+    "--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
+    help="How kernels are stored; fp16 halves the file, and every engine still computes in fp32.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
+    help="Type of the graph's body; leave it at fp32 to choose when the engine is built.",
+)  # fmt: skip
+@click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set.")
+@click.option("--golden", type=FILE, multiple=True, metavar="SCAN", help="Take the golden windows from this scan.")
+@click.option("--torchscript", type=FILE, help="Another network instead of CHECKPOINT: TorchScript, with --manifest.")
+@click.option("--onnx", type=FILE, help="Another network instead of CHECKPOINT: ONNX, with --manifest.")
+@click.option("--manifest", type=FILE, help="TOML that tells of another network; see docs/model-format.md.")
+def export(
+    checkpoint: Path | None, out: Path, torchscript: Path | None, onnx: Path | None, manifest: Path | None, **given: Any
+) -> None:
+    """Write CHECKPOINT, or another network, as one fused ONNX graph that carries its manifest."""
+    if [checkpoint, torchscript, onnx].count(None) != 2 or (checkpoint is None) != (manifest is not None):
+        raise UsageError(
+            "give one of CHECKPOINT, --torchscript FILE and --onnx FILE, the last two with --manifest FILE"
+        )
+    require_module("torch", "export")
+    require_module("onnxruntime", "export")
+    from dropgen_rt.export.foreign import export_onnx, export_torchscript
+    from dropgen_rt.export.to_onnx import ExportOptions
+    from dropgen_rt.export.to_onnx import export as write
+
+    options = ExportOptions(**given)
+    if checkpoint is not None:
+        made, rows = write(checkpoint, out, options)
+    else:
+        assert manifest is not None
+        source, convert = (torchscript, export_torchscript) if torchscript is not None else (onnx, export_onnx)
+        assert source is not None
+        made, rows = convert(source, manifest, out, options)
+    click.echo(f"{made.name}: {len(made.labels)} labels, window {made.window}, spacing {made.spacing_mm} mm")
+    for row in rows:
+        click.echo(row.text())
+    click.echo(f"wrote {out}")

@@ -1,0 +1,173 @@
+"""The one place that chooses an engine and a precision, and says why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dropgen_rt.engines.contract import KINDS, PRECISIONS, Engine, Kind, Precision
+from dropgen_rt.errors import PrecisionError, ResourceError, UsageError
+from dropgen_rt.model import Model
+from dropgen_rt.survey import LIBRARIES, Survey, library_version, survey
+
+# What needs a GPU of NVIDIA's, best first.
+_GPU_ENGINES: tuple[Kind, ...] = ("tensorrt", "rtx")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``precisions``: what may be tried, in order; with an explicit precision that is the only one."""
+
+    kind: Kind
+    device: str
+    precisions: tuple[Precision, ...]
+    reason: str
+
+
+def choose(kind: str = "auto", precision: str = "auto", device: str = "auto", found: Survey | None = None) -> Choice:
+    """Resolve every "auto", once.
+
+    Raises UsageError for an unknown word, ResourceError for a library or device that is not there, and
+    PrecisionError for a precision that the engine or the machine does not have.
+    """
+    _check_words(kind, precision, device)
+    found = survey() if found is None else found
+    engine, reason = (_automatic(device, found)) if kind == "auto" else (_explicit(kind, device, found), "as asked")
+    where = _device(engine, device, found)
+    offered = _precisions(engine, where)
+    if precision == "auto":
+        return Choice(engine, where, offered, f"{reason}; precision auto: {_why(engine, offered)}")
+    chosen = next((item for item in PRECISIONS if item == precision), None)
+    if chosen not in offered:
+        raise PrecisionError(
+            f"precision {precision}: {engine} on {where} has no {precision} here ({_why(engine, offered)}); accepted "
+            f"are {', '.join(offered)}, or auto"
+        )
+    return Choice(engine, where, (chosen,), f"{reason}; precision {precision} as asked")
+
+
+def _check_words(kind: str, precision: str, device: str) -> None:
+    for what, given, accepted in (("engine", kind, KINDS), ("precision", precision, PRECISIONS)):
+        if given not in ("auto", *accepted):
+            raise UsageError(f"{what} {given!r}: accepted are auto, {', '.join(accepted)}")
+    name, _, index = device.partition(":")
+    if name not in ("auto", "cpu", "cuda") or (index and not (name == "cuda" and index.isdigit())):
+        raise ResourceError(f"device {device!r}: accepted are auto, cpu, cuda and cuda:N")
+
+
+def _automatic(device: str, found: Survey) -> tuple[Kind, str]:
+    if device == "cpu":
+        return "openvino", "openvino is the CPU's engine"
+    if device.startswith("cuda") or found.gpus:
+        _require_gpu(device, found)
+        for kind in _GPU_ENGINES:
+            if library_version(kind) is not None:
+                return kind, f"{found.gpus[0].name} and {kind} {library_version(kind)} are here"
+        hint = LIBRARIES["tensorrt"][2]
+        if device.startswith("cuda"):
+            raise ResourceError(f"device {device}: neither TensorRT nor TensorRT for RTX is installed; {hint}")
+        return "openvino", f"{found.gpus[0].name} is here but no engine for it is installed ({hint})"
+    return "openvino", found.no_gpu
+
+
+def _explicit(kind: str, device: str, found: Survey) -> Kind:
+    engine = next(item for item in KINDS if item == kind)
+    if library_version(engine) is None:
+        raise ResourceError(f"engine {kind}: {LIBRARIES[engine][0]} is not installed; {LIBRARIES[engine][2]}")
+    if engine in _GPU_ENGINES and device == "cpu":
+        raise UsageError(f"engine {kind} runs on NVIDIA GPUs only; leave --device out, or use --engine openvino")
+    if engine == "openvino" and device.startswith("cuda"):
+        raise UsageError("engine openvino runs on the CPU only; leave --device out, or use --engine tensorrt")
+    return engine
+
+
+def _require_gpu(device: str, found: Survey) -> None:
+    if not found.gpus:
+        raise ResourceError(f"device {device}: {found.no_gpu}; use --device cpu")
+    index = int(device.partition(":")[2] or 0)
+    if index >= len(found.gpus):
+        raise ResourceError(f"device {device}: this machine has {len(found.gpus)} GPU(s), counted from cuda:0")
+
+
+def _device(kind: Kind, device: str, found: Survey) -> str:
+    if kind == "openvino" or device == "cpu" or (kind == "onnxruntime" and device == "auto"):
+        return "cpu"
+    _require_gpu(device if device != "auto" else "cuda:0", found)
+    return f"cuda:{device.partition(':')[2] or 0}"
+
+
+def _precisions(kind: Kind, device: str) -> tuple[Precision, ...]:
+    """What the engine computes here, the one to try first in front."""
+    if kind == "openvino":
+        from dropgen_rt.engines.openvino_engine import supported_precisions
+
+        return supported_precisions()
+    if kind == "onnxruntime":
+        return ("fp32",) if device == "cpu" else ("fp16", "fp32")
+    return ("fp16", "bf16", "fp32")
+
+
+def _why(kind: Kind, offered: tuple[Precision, ...]) -> str:
+    if kind == "openvino" and offered[0] == "fp32":
+        return "this CPU has neither AVX512-BF16 nor AMX"
+    if kind == "openvino":
+        return f"this CPU computes {offered[0]} in hardware"
+    return f"it offers {', '.join(offered)}"
+
+
+def open_engine(
+    model: Model,
+    device: str = "auto",
+    *,
+    engine: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """Open ``model``: the engine that build-engine installed for it, else OpenVINO in fp32.
+
+    ``device`` is "auto", "cpu" or "cuda:N". Naming ``engine`` or ``precision`` ("auto" takes the first that is offered,
+    without the gate) compiles anew, past what is installed. ``threads`` limits a CPU engine. Raises ResourceError for
+    a device or library that is not there, PrecisionError for a precision that it lacks, EngineError for an installed
+    engine that was altered, ModelError for a graph that it cannot compile.
+    """
+    if engine is None and precision is None:
+        from dropgen_rt.engine_files import open_installed
+
+        _check_words("auto", "auto", device)
+        installed = open_installed(model, device, threads)
+        if installed is not None:
+            return installed
+        if device.startswith("cuda"):
+            _automatic(device, survey())  # says what is missing
+            raise ResourceError(
+                f"device {device}: no engine of this model is built for it; run dropgen-rt build-engine"
+            )
+        device, precision = "cpu", "fp32"
+    if engine is None and device == "auto":
+        engine = "openvino"  # the engines of a GPU are built before they are opened
+    choice = choose(engine or "auto", precision or "fp32", device)
+    return create(model, choice.kind, choice.precisions[0], choice.device, threads=threads)
+
+
+def create(
+    model: Model,
+    kind: Kind,
+    precision: Precision,
+    device: str,
+    *,
+    threads: int | None = None,
+    compiled: bytes | None = None,
+    runtime_cache: Path | None = None,
+) -> Engine:
+    """An engine with every choice made; ``compiled`` is what was kept of an earlier build. Slow imports wait here."""
+    if kind == "openvino":
+        from dropgen_rt.engines.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(model, precision=precision, threads=threads, compiled=compiled)
+    if kind == "onnxruntime":
+        from dropgen_rt.engines.onnxruntime_engine import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(model, precision=precision, device=device, threads=threads)
+    from dropgen_rt.engines.nvidia_engine import NvidiaEngine
+
+    if compiled is None:
+        raise UsageError(f"engine {kind}: build it first with dropgen-rt build-engine --engine {kind}")
+    return NvidiaEngine(model, kind, precision, device, compiled, runtime_cache)

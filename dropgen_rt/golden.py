@@ -1,0 +1,131 @@
+"""Golden windows: a few inputs with the fp32 answers they must get, carried inside the model file.
+
+They lie beside the manifest in the ONNX metadata, as text of an ``.npz`` of at most 2 MB: images in 256 steps, the
+arg-max of every voxel, and the logits themselves on a lattice. The manifest holds their digest.
+"""
+
+import base64
+import binascii
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dropgen_rt.errors import ModelError
+from dropgen_rt.manifest import Manifest
+
+GOLDEN_KEY = "dropgen_rt.golden"
+MAX_BYTES = 2_000_000
+WINDOWS = 3
+# Voxels of a window's own grid at most; a larger window repeats each voxel of a smaller one.
+MAX_VOXELS = 64**3
+MAX_LOGIT_BYTES = 900_000
+
+Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """``windows`` (n, C, z, y, x) float32 in steps of 1/255, ``labels`` (n, z, y, x) the fp32 arg-max, ``logits``
+    (n, K, …) float32 at every ``step``-th voxel of each axis, ``referee`` who computed them."""
+
+    windows: NDArray[np.float32]
+    labels: NDArray[np.unsignedinteger]
+    logits: NDArray[np.float32]
+    step: int
+    source: str
+    referee: str
+
+
+def answered(windows: NDArray[np.float32], infer: Infer, source: str, referee: str) -> Golden:
+    """Golden windows with the answers of ``infer``, one window at a time."""
+    logits = np.concatenate([infer(window[None]).copy() for window in windows])
+    kind = np.uint8 if logits.shape[1] <= 256 else np.uint16
+    step = 1
+    while logits[:, :, ::step, ::step, ::step].nbytes > MAX_LOGIT_BYTES:
+        step += 1
+    lattice = np.ascontiguousarray(logits[:, :, ::step, ::step, ::step])
+    return Golden(windows, logits.argmax(1).astype(kind), lattice, step, source, referee)
+
+
+def coarse_grid(window: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid (z, y, x) on which golden images of this window are kept: halved until it is small enough."""
+    grid = window
+    while np.prod(grid) > MAX_VOXELS and not any(edge % 2 for edge in grid):
+        grid = tuple(edge // 2 for edge in grid)
+    return grid
+
+
+def as_windows(images: NDArray[np.floating], window: tuple[int, ...]) -> NDArray[np.float32]:
+    """(n, C, z, y, x) images of 0 to 1 on the coarse grid, as float32 windows in steps of 1/255."""
+    quantised = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    return _enlarge(quantised, window)
+
+
+def _enlarge(quantised: NDArray[np.uint8], window: tuple[int, ...]) -> NDArray[np.float32]:
+    for axis, edge in enumerate(window, start=2):
+        quantised = np.repeat(quantised, edge // quantised.shape[axis], axis=axis)
+    return np.ascontiguousarray(quantised.astype(np.float32) / np.float32(255))
+
+
+def synthetic_windows(manifest: Manifest, count: int = WINDOWS) -> NDArray[np.float32]:
+    """Seeded windows with the spectrum of natural images: smooth shapes, fine texture, a third of it empty."""
+    grid = coarse_grid(manifest.window)
+    rng = np.random.default_rng(0)
+    frequency = np.sqrt(sum(axis**2 for axis in np.meshgrid(*map(np.fft.fftfreq, grid), indexing="ij")))
+    frequency.flat[0] = np.inf
+    images = np.empty((count, len(manifest.channels), *grid))
+    for image in images.reshape(-1, *grid):
+        field = np.fft.ifftn(np.fft.fftn(rng.standard_normal(grid)) / frequency**1.5).real
+        low, high = np.quantile(field, (0.33, 0.999))
+        image[:] = (field - low) / max(high - low, 1e-9)
+    return as_windows(images, manifest.window)
+
+
+def pack(golden: Golden) -> str:
+    """The text for the metadata. Raises ModelError above 2 MB."""
+    grid = coarse_grid(golden.windows.shape[2:])
+    coarse = golden.windows
+    for axis, edge in enumerate(grid, start=2):
+        coarse = coarse.take(range(0, coarse.shape[axis], coarse.shape[axis] // edge), axis=axis)
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream, images=np.rint(coarse * 255).astype(np.uint8), labels=golden.labels, logits=golden.logits,
+        step=np.int64(golden.step), source=np.str_(golden.source), referee=np.str_(golden.referee),
+    )  # fmt: skip
+    text = base64.b64encode(stream.getvalue()).decode("ascii")
+    if len(text) > MAX_BYTES:
+        raise ModelError(f"the golden windows take {len(text)} bytes, accepted are {MAX_BYTES}; choose fewer")
+    return text
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def unpack(text: str, manifest: Manifest) -> Golden:
+    """Golden windows of the metadata. Raises ModelError if they are not those that the manifest names."""
+    if len(text) > MAX_BYTES or not text.isascii() or digest(text) != manifest.golden_sha256:
+        raise ModelError("its golden windows are not the ones that its manifest names; export the model again")
+    try:
+        stream = io.BytesIO(base64.b64decode(text, validate=True))
+        limit = 64 * WINDOWS * int(np.prod(manifest.window))
+        with zipfile.ZipFile(stream) as archive:
+            if sum(item.file_size for item in archive.infolist()) > limit + MAX_BYTES:
+                raise ValueError("they unpack to more than they can hold")
+        with np.load(stream, allow_pickle=False) as data:
+            step, (source, referee) = int(data["step"]), (str(data[key]) for key in ("source", "referee"))
+            windows = _enlarge(data["images"], manifest.window)
+            golden = Golden(windows, data["labels"], data["logits"], step, source, referee)
+        lattice = tuple(-(-edge // step) for edge in manifest.window)
+        expected = [(len(windows), len(manifest.channels), *manifest.window), (len(windows), *manifest.window),
+                    (len(windows), manifest.classes, *lattice)]  # fmt: skip
+        if [golden.windows.shape, golden.labels.shape, golden.logits.shape] != expected:
+            raise ValueError("their shapes are not the manifest's")
+    except (binascii.Error, zipfile.BadZipFile, KeyError, ValueError, OSError, ZeroDivisionError) as error:
+        raise ModelError(f"its golden windows cannot be read ({error}); export the model again") from error
+    return golden

@@ -1,0 +1,52 @@
+"""Convolution kernels stored as float16 inside the file, computed with as float32: half the size, one function.
+
+Storage only. A ``Cast`` behind each kernel gives every engine the same float32 numbers, so what it computes does not
+depend on its own reduced-precision rules. Biases are small and stay float32.
+"""
+
+import copy
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from dropgen_rt.errors import VerificationError
+
+# A kernel has an output and an input axis; biases and other vectors have one axis.
+KERNEL_AXES = 2
+
+
+def round_kernels(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` whose kernels are rounded to float16 and held as float32.
+
+    Raises VerificationError for a weight beyond float16's range (65504).
+    """
+    rounded = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            if weight.ndim >= KERNEL_AXES:
+                weight.copy_(weight.half().float())
+                if not torch.isfinite(weight).all():
+                    raise VerificationError(f"{name}: a weight is beyond 65504, float16's largest; use --weights fp32")
+    return rounded
+
+
+def store_half(model: onnx.ModelProto) -> None:
+    """Replace each float32 kernel of the graph by its float16 form and a Cast. Exact if the kernels are rounded."""
+    graph = model.graph
+    kernels = [item for item in graph.initializer if item.data_type == TensorProto.FLOAT and _is_kernel(item)]
+    casts = []
+    for kernel in kernels:
+        name, stored = kernel.name, f"{kernel.name}.fp16"
+        half = numpy_helper.to_array(kernel).astype(np.float16)
+        kernel.CopyFrom(numpy_helper.from_array(half, stored))
+        casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}/cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _is_kernel(item: TensorProto) -> bool:
+    return len(item.dims) >= KERNEL_AXES

@@ -1,0 +1,195 @@
+"""Other people's networks: TorchScript and ONNX with a TOML manifest, small ones and deepbet's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from shared_data import DATA, needs
+from torch import nn
+
+from dropgen_rt.cli import main
+from dropgen_rt.engines import open_engine
+from dropgen_rt.model import read_model
+from dropgen_rt.verify import golden_of
+
+ROOT = Path(__file__).parents[2]
+MANIFEST = """
+labels = [{value = 1, name = "bright"}]
+spacing_mm = [1, 1, 2]
+window = [8, 12, 16]
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["export", *map(str, arguments)])
+
+
+def assert_refused(result, code, text):
+    assert result.exit_code == code, result.output
+    assert text in result.stderr and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(extra="", text=MANIFEST):
+        path = tmp_path / "net.toml"
+        path.write_text(text + extra)
+        return path
+
+    return write
+
+
+class Smooth(nn.Module):
+    """A blur and a threshold at 0.5, in the given kind of output."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.blur = nn.Conv3d(1, 1, 3, padding=1, bias=False)
+        nn.init.constant_(self.blur.weight, 1 / 27)
+        self.kind = kind
+
+    def forward(self, image):
+        logit = 20 * (self.blur(image) - 0.5)
+        if self.kind == "sigmoid":
+            return torch.sigmoid(logit)
+        both = torch.cat([torch.zeros_like(logit), logit], 1)
+        return both if self.kind == "logits" else torch.softmax(both, 1)
+
+
+def torchscript(path, kind):
+    torch.jit.save(torch.jit.trace(Smooth(kind).eval(), torch.zeros(1, 1, 8, 12, 16)), path)
+    return path
+
+
+def onnx_file(path, kind="logits", shape=("n", 1, "z", "y", "x"), **changes):
+    """The same network as an ONNX file of another maker: names of its own, every axis free."""
+    weights = numpy_helper.from_array(np.full((1, 1, 3, 3, 3), 1 / 27, np.float32), "w")
+    constants = [numpy_helper.from_array(np.float32(v), k) for k, v in (("half", 0.5), ("gain", 20), ("zero", 0))]
+    nodes = [
+        helper.make_node("Conv", ["scan", "w"], ["blurred"], pads=[1] * 6),
+        helper.make_node("Sub", ["blurred", "half"], ["above"]),
+        helper.make_node("Mul", ["above", "gain"], ["logit"]),
+        helper.make_node("Mul", ["logit", "zero"], ["nothing"]),
+        helper.make_node("Concat", ["nothing", "logit"], ["both"], axis=1),
+    ]
+    if kind == "probabilities":
+        nodes.append(helper.make_node("Softmax", ["both"], ["soft"], axis=1))
+    if kind == "sigmoid":
+        nodes[3:] = [helper.make_node("Sigmoid", ["logit"], ["soft"])]
+    nodes.append(helper.make_node("Identity", [changes.get("dead", "scan")], ["unused"]))
+    out = helper.make_tensor_value_info("both" if kind == "logits" else "soft", TensorProto.FLOAT, None)
+    graph = helper.make_graph(
+        nodes, "theirs", [helper.make_tensor_value_info("scan", TensorProto.FLOAT, shape)], [out], [weights, *constants]
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "sigmoid"])
+@pytest.mark.parametrize("form", ["--torchscript", "--onnx"])
+def test_small_networks(form, kind, toml, tmp_path):
+    source = torchscript(tmp_path / "n.pt", kind) if form == "--torchscript" else onnx_file(tmp_path / "n.x", kind)
+    out = tmp_path / "m.onnx"
+    result = run(form, source, "--manifest", toml(f'output = "{kind}"\n'), "-o", out, "--name", "theirs")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"wrote {out}"
+    model = read_model(out)
+    assert model.manifest.name == "theirs" and model.manifest.window == (8, 12, 16)
+    assert "fp32, at export" in golden_of(model).referee
+    windows = np.random.default_rng(0).random((2, 1, 8, 12, 16), dtype=np.float32)
+    with torch.no_grad():
+        expected = Smooth("logits")(torch.from_numpy(windows)).numpy()[:, 1]
+    with open_engine(model, engine="openvino", precision="fp32") as engine:
+        logits = engine.infer(windows)
+    assert np.allclose(logits[:, 1] - logits[:, 0], expected, atol=1e-3)  # logarithms of float32 probabilities
+    assert not any("unused" in node.output for node in onnx.load(out).graph.node)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("labels = [", "not a manifest"),
+        ("", "not a manifest"),
+        (MANIFEST + 'output = "scores"', "output 'scores'; accepted are logits, probabilities, sigmoid"),
+        (MANIFEST + "invention = 3", "not a manifest"),
+        (MANIFEST.replace("value = 1", "value = 2"), "label values must count 1, 2, 3"),
+        (MANIFEST.replace("[8, 12, 16]", "[8, 12]"), "window"),
+        (MANIFEST + 'orientation = "XYZ"', "manifest of 'net'"),
+    ],
+)
+def test_manifests_that_are_refused(text, message, toml, tmp_path):
+    source = onnx_file(tmp_path / "n.x")
+    assert_refused(run("--onnx", source, "--manifest", toml(text=text), "-o", tmp_path / "m.onnx"), 4, message)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (("n", 2, "z", "y", "x"), "the manifest says [0, 1, 8, 12, 16]"),
+        (("n", 1, 8, 12, 17), "its input has axes [0, 1, 8, 12, 17]"),
+        (("n", 1, "y", "x"), "its input has axes [0, 1, 0, 0]"),
+    ],
+)
+def test_onnx_files_that_contradict_the_manifest(shape, message, toml, tmp_path):
+    source = onnx_file(tmp_path / "n.x", shape=shape)
+    assert_refused(run("--onnx", source, "--manifest", toml(), "-o", tmp_path / "m.onnx"), 4, message)
+
+
+@pytest.mark.parametrize("form", ["--torchscript", "--onnx"])
+@pytest.mark.parametrize("content", [b"", b"text" * 99, b"PK\3\4" + b"\0" * 99])
+def test_what_is_no_network(form, content, toml, tmp_path):
+    (tmp_path / "n").write_bytes(content)
+    result = run(form, tmp_path / "n", "--manifest", toml(), "-o", tmp_path / "m.onnx")
+    assert_refused(result, 4, "")
+    assert_refused(run(form, tmp_path / "absent", "--manifest", toml(), "-o", tmp_path / "m.onnx"), 4, "no such")
+
+
+def test_an_operator_that_onnx_does_not_have(toml, tmp_path):
+    proto = onnx.load_model_from_string(onnx_file(tmp_path / "n.x").read_bytes())
+    proto.graph.node[0].op_type = "Blur"
+    (tmp_path / "n.x").write_bytes(proto.SerializeToString())
+    assert_refused(
+        run("--onnx", tmp_path / "n.x", "--manifest", toml(), "-o", tmp_path / "m.onnx"), 4, "Blur, which ONNX 17"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("best.pt", "--manifest", "m.toml"),
+        ("--onnx", "n.onnx"),
+        ("--onnx", "n.onnx", "--torchscript", "n.pt", "--manifest", "m.toml"),
+    ],
+)
+def test_one_source_is_given(arguments, tmp_path):
+    assert_refused(run(*arguments, "-o", tmp_path / "m.onnx"), 2, "give one of CHECKPOINT, --torchscript FILE")
+
+
+@needs("data/brain_t1")
+@pytest.mark.slow
+def test_deepbet_end_to_end(home, tmp_path):
+    """Its two networks through our runtime, against its own package's mask of a real T1."""
+    import nibabel
+    from deepbet.bet import BrainExtraction
+
+    scan = DATA / "brain_t1" / "fs_subject_T1norm.nii.gz"
+    folder = ROOT / "examples" / "deepbet"
+    subprocess.run([sys.executable, str(folder / "make_model.py"), str(tmp_path / "d.pt")], check=True)
+    out, manifest = tmp_path / "deepbet.onnx", folder / "deepbet.toml"
+    result = run("--torchscript", tmp_path / "d.pt", "--manifest", manifest, "--golden", scan, "-o", out)
+    assert result.exit_code == 0, result.output
+    done = CliRunner().invoke(main, ["infer", str(scan), "--model", str(out), "-o", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    ours = nibabel.load(tmp_path / "fs_subject_T1norm_seg.nii.gz").get_fdata() > 0
+    theirs = BrainExtraction(no_gpu=True).run(nibabel.load(scan))[1].get_fdata() > 0
+    dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+    assert dice >= 0.99, dice

@@ -1,0 +1,148 @@
+"""Golden windows: small, exact through the file, and refused when they are not the manifest's."""
+
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from dropgen_rt.errors import ModelError
+from dropgen_rt.golden import (
+    GOLDEN_KEY,
+    MAX_BYTES,
+    answered,
+    as_windows,
+    coarse_grid,
+    digest,
+    pack,
+    synthetic_windows,
+    unpack,
+)
+from dropgen_rt.manifest import METADATA_KEY
+from dropgen_rt.model import read_model
+from dropgen_rt.verify import golden_of
+
+
+def logits_of(windows):
+    """The tiny network of conftest, in NumPy."""
+    return np.concatenate([np.zeros_like(windows), windows - np.float32(0.3), 3 * windows - np.float32(1.7)], axis=1)
+
+
+@pytest.fixture
+def packed(tiny):
+    manifest = tiny.manifest()
+    golden = answered(synthetic_windows(manifest), logits_of, "synthetic", "NumPy")
+    text = pack(golden)
+    return golden, text, replace(manifest, golden_sha256=digest(text))
+
+
+def test_they_come_back_bit_for_bit(packed):
+    golden, text, manifest = packed
+    again = unpack(text, manifest)
+    for name in ("windows", "labels", "logits"):
+        assert np.array_equal(getattr(again, name), getattr(golden, name))
+    assert (again.step, again.source, again.referee) == (golden.step, "synthetic", "NumPy")
+    assert np.array_equal(again.labels, logits_of(again.windows).argmax(1))
+
+
+def test_synthetic_windows_have_background_and_contrast(tiny):
+    windows = synthetic_windows(tiny.manifest(channels=("T1", "T2")))
+    assert windows.shape == (3, 2, 16, 16, 16) and windows.dtype == np.float32
+    assert windows.min() == 0 and 0.9 < windows.max() <= 1
+    assert 0.2 < (windows == 0).mean() < 0.5
+    assert np.array_equal(windows, synthetic_windows(tiny.manifest(channels=("T1", "T2"))))
+    # neighbours resemble each other, as in a scan and not as in noise
+    assert np.corrcoef(windows[:, :, 1:].ravel(), windows[:, :, :-1].ravel())[0, 1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("window", "grid"), [((16, 16, 16), (16, 16, 16)), ((128, 128, 128), (64, 64, 64)), ((96, 160, 128), (48, 80, 64))]
+)
+def test_large_windows_are_kept_coarse(window, grid):
+    assert coarse_grid(window) == grid
+    images = np.random.default_rng(0).random((1, 1, *grid))
+    windows = as_windows(images, window)
+    factor = window[0] // grid[0]
+    assert windows.shape == (1, 1, *window)
+    assert np.array_equal(
+        windows[..., ::factor, ::factor, ::factor], windows[..., factor - 1 :: factor, ::factor, ::factor]
+    )
+
+
+def test_many_classes_stay_below_two_megabytes(tiny):
+    manifest = tiny.manifest(window=(96, 96, 96))
+    rng = np.random.default_rng(0)
+    golden = answered(
+        synthetic_windows(manifest), lambda w: rng.random((1, 100, *w.shape[2:]), dtype=np.float32), "noise", "none"
+    )
+    # Labels of noise do not compress: refused rather than written.
+    with pytest.raises(ModelError, match=f"accepted are {MAX_BYTES}"):
+        pack(golden)
+    assert len(pack(replace(golden, labels=np.zeros_like(golden.labels)))) <= MAX_BYTES
+
+
+def test_others_than_the_manifest_names_are_refused(packed):
+    _, text, manifest = packed
+    for wrong in (text[:-4] + "AAAA", "", "ü" * 9):
+        with pytest.raises(ModelError, match="not the ones that its manifest names"):
+            unpack(wrong, manifest)
+
+
+def npz(**arrays):
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+GOOD = {
+    "images": np.zeros((1, 1, 16, 16, 16), np.uint8), "labels": np.zeros((1, 16, 16, 16), np.uint8),
+    "logits": np.zeros((1, 3, 16, 16, 16), np.float32), "step": np.int64(1), "source": np.str_("s"),
+    "referee": np.str_("r"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no base64",
+        base64.b64encode(b"no zip").decode(),
+        npz(**{key: value for key, value in GOOD.items() if key != "logits"}),
+        npz(**GOOD | {"logits": np.zeros((1, 4, 16, 16, 16), np.float32)}),
+        npz(**GOOD | {"images": np.zeros((1, 1, 0, 16, 16), np.uint8)}),
+        npz(**GOOD | {"step": np.array([object()])}),
+        npz(**GOOD | {"labels": np.zeros(300_000_000, np.uint8)}),  # 300 MB in 300 kB
+    ],
+    ids=["text", "no zip", "missing", "classes", "empty", "pickle", "bomb"],
+)
+def test_damaged_ones_are_refused_even_with_the_right_digest(tiny, text):
+    with pytest.raises(ModelError, match=r"golden windows cannot be read|not the ones"):
+        unpack(text, tiny.manifest(golden_sha256=digest(text)))
+
+
+def test_the_good_ones_of_that_table_are_read(tiny):
+    text = npz(**GOOD)
+    assert unpack(text, tiny.manifest(golden_sha256=digest(text))).referee == "r"
+
+
+def test_a_model_carries_them(packed, tiny, tmp_path):
+    golden, text, manifest = packed
+    path = tmp_path / "m.onnx"
+    path.write_bytes(tiny.onnx({METADATA_KEY: manifest.to_json(), GOLDEN_KEY: text}))
+    found = golden_of(read_model(path))
+    assert found.referee == "NumPy" and np.array_equal(found.labels, golden.labels)
+
+
+def test_a_model_that_lost_them_is_refused(packed, tiny, tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(tiny.onnx({METADATA_KEY: packed[2].to_json()}))
+    with pytest.raises(ModelError, match="not the ones that its manifest names"):
+        golden_of(read_model(path))
+
+
+def test_a_model_without_them_gets_some_made_here(model):
+    golden = golden_of(model)
+    assert golden.referee.startswith("onnxruntime ") and golden.referee.endswith(" fp32, here")
+    assert np.array_equal(golden.labels, logits_of(golden.windows).argmax(1))
+    assert onnx.load_model_from_string(model.content).metadata_props[0].key == METADATA_KEY
