@@ -63,3 +63,11 @@ class ResourceError(DropgenError):
 
 class OutputError(ResourceError):
     """The output folder is missing, read-only or full."""
+
+
+class DeviceError(ResourceError):
+    """No such GPU, no driver for it, or a GPU that stopped answering."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The GPU has too little free memory."""

@@ -11,6 +11,6 @@ THREADS_PER_BLOCK = 256
 # stem -> the entry points of <stem>.cu; grid and arguments stand in the file's first comment
 ENTRY_POINTS = {
     "gather": ("gather",),
-    "accumulate": ("accumulate",),
+    "accumulate": ("accumulate_f32", "accumulate_f16", "accumulate_bf16"),
     "finalise": ("finalise_u8", "finalise_u16"),
 }

@@ -93,6 +93,14 @@ def finalise_definition(
     return logits.argmax(axis=0), probability, logits
 
 
+def margin_definition(logits: Float32Array) -> Float32Array:
+    """The definition of the margin: the winning logit minus the next one, (nz, ny, nx); infinite for one class."""
+    if len(logits) == 1:
+        return np.full(logits.shape[1:], np.inf, np.float32)
+    second, best = np.partition(logits, len(logits) - 2, axis=0)[-2:]
+    return best - second
+
+
 def finalise(
     sums: Float32Array, totals: Sequence[Float32Array], axes: Sequence[AxisMap], *, probability: bool = False
 ) -> tuple[LabelArray, Float32Array | None]:

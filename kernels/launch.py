@@ -1,0 +1,95 @@
+"""How each CUDA kernel is launched: its grid and its arguments, in the order of the .cu file.
+
+Nothing here knows a driver. A pointer is an address on the device, an int; ``arguments`` holds NumPy scalars, so
+that each says its own size: uint64 for pointers, int32, int64 or float32 for numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dropgen_rt.kernels.architectures import THREADS_PER_BLOCK
+
+LANES = 32
+
+#: Entry points of accumulate by the type of the logits.
+LOGIT_TYPES = ("f32", "f16", "bf16")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel call: ``grid`` counts blocks along x, y and z, each of ``threads`` threads along x."""
+
+    entry: str
+    grid: tuple[int, int, int]
+    arguments: tuple[np.generic, ...]
+    threads: int = THREADS_PER_BLOCK
+
+
+@dataclass(frozen=True)
+class AxisTables:
+    """Addresses of one AxisMap on the device, and the number of its output voxels."""
+
+    lower: int
+    upper: int
+    fraction: int
+    length: int
+
+
+def numbers(*values: int) -> tuple[np.generic, ...]:
+    """Arguments of type int. Raises OverflowError beyond 32 bits."""
+    return tuple(np.int32(value) for value in values)
+
+
+def pointers(*addresses: int | None) -> tuple[np.generic, ...]:
+    """Arguments of type pointer; None is null."""
+    return tuple(np.uint64(address or 0) for address in addresses)
+
+
+def blocks_for_rows(rows: int, threads: int) -> int:
+    """Blocks of ``threads`` threads that give each of ``rows`` rows a warp."""
+    return -(-rows * LANES // threads)
+
+
+def gather_launch(
+    volume: int, shape: Sequence[int], starts: int, batch: int, window: Sequence[int], normalisation: int, out: int,
+    threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``gather.cu``: ``shape`` is the volume's (C, Z, Y, X), ``window`` (wz, wy, wx)."""
+    arguments = (
+        *pointers(volume), *numbers(*shape), *pointers(starts), *numbers(*window), *pointers(normalisation, out),
+    )  # fmt: skip
+    grid = (blocks_for_rows(window[1], threads), window[0], batch * shape[0])
+    return Launch("gather", grid, arguments, threads)
+
+
+def accumulate_launch(
+    sums: int, shape: Sequence[int], box: Sequence[Sequence[int]], logits: int, logits_shape: Sequence[int],
+    starts: int, weights: Sequence[int], logit_type: str = "f32", threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``accumulate.cu``: ``shape`` is (K, Z, Y, X), ``box`` what ``bounding_box`` gives, ``logits_shape`` (B, K, wz, wy,
+    wx), ``weights`` the addresses of three tables, ``logit_type`` one of LOGIT_TYPES.
+    """
+    first, size = box
+    arguments = (
+        *pointers(sums), *numbers(*shape[1:], *first, *size[1:]), *pointers(logits), *numbers(*logits_shape),
+        *pointers(starts, *weights),
+    )  # fmt: skip
+    grid = (blocks_for_rows(size[1], threads), size[0], shape[0])
+    return Launch(f"accumulate_{logit_type}", grid, arguments, threads)
+
+
+def finalise_launch(
+    sums: int, shape: Sequence[int], totals: Sequence[int], axes: Sequence[AxisTables], x_is_identity: bool,
+    labels: int, probability: int | None = None, margin: int | None = None, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``finalise.cu``: ``shape`` is (K, Z, Y, X); ``labels`` takes uint8 up to 256 classes and uint16 above."""
+    tables = [address for axis in axes for address in (axis.lower, axis.upper, axis.fraction)]
+    depth, height, width = (axis.length for axis in axes)
+    arguments = (
+        *pointers(sums), *numbers(*shape), *pointers(*totals, *tables), *numbers(x_is_identity, height, width),
+        *pointers(labels, probability, margin),
+    )  # fmt: skip
+    entry = "finalise_u8" if shape[0] <= 256 else "finalise_u16"
+    return Launch(entry, (blocks_for_rows(height, threads), depth, 1), arguments, threads)
