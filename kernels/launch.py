@@ -68,8 +68,9 @@ def accumulate_launch(
     sums: int, shape: Sequence[int], box: Sequence[Sequence[int]], logits: int, logits_shape: Sequence[int],
     starts: int, weights: Sequence[int], logit_type: str = "f32", threads: int = THREADS_PER_BLOCK,
 ) -> Launch:  # fmt: skip
-    """``accumulate.cu``: ``shape`` is (K, Z, Y, X), ``box`` what ``bounding_box`` gives, ``logits_shape`` (B, K, wz, wy,
-    wx), ``weights`` the addresses of three tables, ``logit_type`` one of LOGIT_TYPES.
+    """``accumulate.cu``: ``shape`` is (K, Z, Y, X), ``logits_shape`` (B, K, wz, wy, wx).
+
+    ``box`` is what ``bounding_box`` gives, ``weights`` the addresses of three tables, ``logit_type`` of LOGIT_TYPES.
     """
     first, size = box
     arguments = (

@@ -19,7 +19,7 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except cuda.MemoryError as error:
-        raise DeviceMemoryError(f"{what}: the GPU's memory is out; close other programs, or use --device cpu") from error
+        raise DeviceMemoryError(f"{what}: the GPU's memory is out; close other programs") from error
     except cuda.Error as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DeviceError(f"{what}: {reason}; check the GPU with nvidia-smi, or use --device cpu") from error
