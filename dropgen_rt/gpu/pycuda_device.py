@@ -1,5 +1,6 @@
 """The driver through pycuda: context, memory pool, pinned staging, streams and events."""
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,8 @@ class PycudaDevice:
         self._events: dict[int, Any] = {}
         self._modules: list[Any] = []
         self._functions: dict[str, Any] = {}
+        # pycuda aborts the process if a context is still on its stack when Python ends.
+        atexit.register(self.close)
 
     def allocate(self, size: int) -> int:
         with _refusals(f"allocating {size} bytes"):
@@ -128,13 +131,12 @@ class PycudaDevice:
             function(*launch.arguments, block=block, grid=launch.grid, stream=self._streams[stream])
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         with _refusals("closing the GPU"):
             for held in self._held.values():
                 held.free()
-            self._held.clear()
-            self._events.clear()
-            self._functions.clear()
-            self._modules.clear()
+            for kept in (self._held, self._events, self._functions, self._modules):
+                kept.clear()
             self._pool.stop_holding()
             self._streams = {0: None}
             self._context.pop()
