@@ -3,12 +3,14 @@
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
+STEMS = ("gather", "accumulate", "finalise", "resample", "reduce", "statistics")
+
 setup(
     ext_modules=[
         Pybind11Extension(
             "dropgen_rt.kernels._host",
-            ["kernels/host.cpp", "kernels/gather.cpp", "kernels/accumulate.cpp", "kernels/finalise.cpp"],
-            depends=["kernels/gather.h", "kernels/accumulate.h", "kernels/finalise.h", "kernels/portable.h"],
+            ["kernels/host.cpp", *(f"kernels/{stem}.cpp" for stem in STEMS)],
+            depends=["kernels/portable.h", *(f"kernels/{stem}.h" for stem in STEMS)],
             include_dirs=["kernels"],
             cxx_std=17,
             # No contraction into fused multiply-adds: host, GPU and NumPy must round alike.

@@ -32,7 +32,7 @@ from dropgen_rt.kernels.compile import compile_kernels  # noqa: E402
 
 Figures = dict[str, Any]
 LIBRARIES = ("pycuda", "cuda-bindings")
-CHECK_SECONDS = 4.0  # per kernel
+CHECK_SECONDS = 2.0  # per kernel
 
 
 def open_any(library: str | None, figures: Figures) -> Device:

@@ -9,12 +9,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dropgen_rt.gpu import Device
 from dropgen_rt.gpu.buffers import Buffers
-from dropgen_rt.kernels import AxisMap, Normalisation
+from dropgen_rt.kernels import AxisMap, Normalisation, Taps
 from dropgen_rt.kernels.accumulate import bounding_box
-from dropgen_rt.kernels.launch import LOGIT_TYPES, accumulate_launch, finalise_launch, gather_launch
+from dropgen_rt.kernels.launch import (
+    HISTOGRAM_COPIES,
+    LOGIT_TYPES,
+    accumulate_launch,
+    extremes_launch,
+    finalise_launch,
+    gather_launch,
+    histogram_launch,
+    resample_launch,
+    statistics_launch,
+)
+from dropgen_rt.kernels.reduce import no_extremes
+from dropgen_rt.kernels.statistics import empty_table
 
 RUNS, WARM_UP = 15, 3
 TARGET = 0.8
@@ -117,6 +130,64 @@ def finalise_row(device: Device, classes: int, edge: int, native: int, extras: b
     return {"kernel": "finalise_u8", "what": what, "bytes": moved, "ms": ms}
 
 
+def resample_row(device: Device, spacing: float) -> Row:
+    """int16 of 512 x 512 x 1024 onto a grid whose voxels are ``spacing`` times as wide."""
+    shape = (1, 1024, 512, 512)
+    extents = [round(n / spacing) for n in shape[1:]]
+    with Buffers(device) as held:
+        volume, out = held.room(shape, np.int16), held.room((1, *extents), np.float32)
+        half_noise(device, volume, int(np.prod(shape)))
+        taps = [held.put_taps(Taps.of_matrix(triangle(n, m))) for n, m in zip(shape[1:], extents, strict=True)]
+        steps = [int(np.prod(shape[axis + 1 :])) for axis in range(4)]
+        table = held.put(Normalisation((0.0,), (15000.0,), (0.0,), (1e-4,)).table())
+        launch = resample_launch(volume, "int16", steps, 1, taps, table, out)
+        ms = median_ms(device, lambda: device.launch(launch))
+    moved = 2 * int(np.prod(shape)) + 4 * int(np.prod(extents))
+    return {"kernel": "resample_i16", "what": f"512 x 512 x 1024, spacing x {spacing:g}", "bytes": moved, "ms": ms}
+
+
+def triangle(extent: int, count: int) -> NDArray[np.float64]:
+    """(count, extent): linear interpolation, widened to the output's spacing where that is coarser."""
+    places = np.clip((np.arange(count) + 0.5) * extent / count - 0.5, 0, extent - 1)[:, None]
+    weights = np.maximum(0, 1 - np.abs(np.arange(extent) - places) / max(extent / count, 1))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def extremes_row(device: Device) -> Row:
+    shape, window = (1, 512, 512, 1024), (128, 128, 128)
+    starts = np.array([(z, y, x) for z in range(0, 512, 128) for y in range(0, 512, 128) for x in range(0, 1024, 128)])
+    with Buffers(device) as held:
+        volume, out = held.room(shape, np.float32), held.put(no_extremes(len(starts)))
+        noise(device, volume, int(np.prod(shape)))
+        launch = extremes_launch(volume, shape, held.put(starts.astype(np.int32)), len(starts), window, out)
+        ms = median_ms(device, lambda: device.launch(launch))
+    return {"kernel": "extremes", "what": "128 windows of 128^3", "bytes": 4 * int(np.prod(shape)), "ms": ms}
+
+
+def histogram_row(device: Device) -> Row:
+    count = 2**28
+    with Buffers(device) as held:
+        values = held.room((count,), np.float32)
+        noise(device, values, count)
+        counts = held.put(np.zeros((HISTOGRAM_COPIES, 2**11), np.uint32))
+        launch = histogram_launch(values, count, (21, 11, 0), counts)
+        ms = median_ms(device, lambda: device.launch(launch))
+    return {"kernel": "histogram", "what": "2^28 values, 11 bits", "bytes": 4 * count, "ms": ms}
+
+
+def statistics_row(device: Device) -> Row:
+    shape = (512, 512, 1024)
+    # Blocks of 16 voxels of one label: about what anatomy gives.
+    labels = np.repeat(np.random.default_rng(0).integers(0, 14, (512, 512, 64), np.uint8), 16, axis=2)
+    with Buffers(device) as held:
+        at, intensities = held.put(labels), held.room(shape, np.float32)
+        noise(device, intensities, int(np.prod(shape)))
+        table = held.put(empty_table(14))
+        launch = statistics_launch(at, intensities, shape, 1, (0.0, 65535.0), 0, table)
+        ms = median_ms(device, lambda: device.launch(launch))
+    return {"kernel": "statistics_u8", "what": "512 x 512 x 1024, 14 labels", "bytes": 5 * labels.size, "ms": ms}
+
+
 def kernel_rows() -> list[tuple[Callable[[Device], Row], bool]]:
     """What is timed, and whether it is bound by memory: interpolating to a finer grid is not."""
     return [
@@ -125,6 +196,12 @@ def kernel_rows() -> list[tuple[Callable[[Device], Row], bool]]:
         (lambda device: finalise_row(device, 14, 320, 320), True),
         (lambda device: finalise_row(device, 104, 160, 160), True),
         (lambda device: finalise_row(device, 14, 320, 320, extras=True), True),
+        (lambda device: resample_row(device, 1.0), True),
+        (extremes_row, True),
+        (histogram_row, True),
+        (statistics_row, True),
+        (lambda device: resample_row(device, 1.5), False),
+        (lambda device: resample_row(device, 0.75), False),
         (lambda device: finalise_row(device, 14, 320, 240), False),
         (lambda device: finalise_row(device, 14, 256, 384), False),
         (lambda device: finalise_row(device, 104, 128, 256), False),

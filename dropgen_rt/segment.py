@@ -144,7 +144,7 @@ def _segment(
             labels, best = nearest(argmax_labels(sums, totals), working.geometry, oriented), None
         else:
             maps = native_maps(working.geometry, oriented)
-            labels, best = finalise(sums, totals, maps, probability=settings.probabilities)
+            labels, best, _ = finalise(sums, totals, maps, probability=settings.probabilities)
         labels = np.ascontiguousarray(change.undo(labels))
         best = None if best is None else np.ascontiguousarray(change.undo(best))
     return labels, best, len(plan)

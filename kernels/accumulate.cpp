@@ -19,14 +19,16 @@ struct Weights {
     const float *z, *y, *x;
 };
 
-DROPGEN_ROW accumulate_row(float* __restrict sums, const float* __restrict logits, int64_t count,
+template <typename Logit>
+DROPGEN_ROW accumulate_row(float* __restrict sums, const Logit* __restrict logits, int64_t count,
                            float weight_z, float weight_y, const float* __restrict weights_x) {
     for (int64_t x = 0; x < count; ++x)
-        sums[x] = accumulated(sums[x], window_weight(weight_z, weight_y, weights_x[x]), logits[x]);
+        sums[x] = accumulated(sums[x], window_weight(weight_z, weight_y, weights_x[x]), widened(logits[x]));
 }
 
 // One (wy, wx) plane of logits, at plane pz of its window, onto one plane of sums.
-void accumulate_plane(float* sums, const Shape& size, const float* logits, const Shape& window,
+template <typename Logit>
+void accumulate_plane(float* sums, const Shape& size, const Logit* logits, const Shape& window,
                       const int32_t* start, const Weights& weights, int64_t pz) {
     const Span ys = inside(start[1], window.y, size.y);
     const Span xs = inside(start[2], window.x, size.x);
@@ -37,14 +39,16 @@ void accumulate_plane(float* sums, const Shape& size, const float* logits, const
                        weights.x + xs.first);
 }
 
-void accumulate(Floats& sums, const Floats& logits, const Ints& starts, const Floats& weights_z,
+// Half and bfloat16 arrive as their bits, in uint16.
+template <typename Logit, typename Stored>
+void accumulate(Floats& sums, const py::array_t<Stored, py::array::c_style>& logits, const Ints& starts, const Floats& weights_z,
                 const Floats& weights_y, const Floats& weights_x, int64_t first_z, int64_t last_z) {
     const int64_t batch = logits.shape(0), classes = logits.shape(1);
     const Shape size{sums.shape(1), sums.shape(2), sums.shape(3)};
     const Shape window{logits.shape(2), logits.shape(3), logits.shape(4)};
     const Weights weights{weights_z.data(), weights_y.data(), weights_x.data()};
     const int32_t* start = starts.data();
-    const float* in = logits.data();
+    const Logit* in = reinterpret_cast<const Logit*>(logits.data());
     float* to = sums.mutable_data();
     const int64_t planes = last_z - first_z;
 
@@ -57,19 +61,26 @@ void accumulate(Floats& sums, const Floats& logits, const Ints& starts, const Fl
         for (int64_t b = 0; b < batch; ++b) {
             const int64_t pz = z - start[3 * b];
             if (!contains(window.z, pz)) continue;
-            const float* from = in + ((b * classes + k) * window.z + pz) * window.y * window.x;
+            const Logit* from = in + ((b * classes + k) * window.z + pz) * window.y * window.x;
             accumulate_plane(plane, size, from, window, start + 3 * b, weights, pz);
         }
     }
 }
 
-}  // namespace
-
-void bind_accumulate(py::module_& module) {
-    module.def("accumulate", &accumulate, py::arg("sums").noconvert(), py::arg("logits").noconvert(),
+template <typename Logit, typename Stored>
+void bind(py::module_& module, const char* name) {
+    module.def(name, &accumulate<Logit, Stored>, py::arg("sums").noconvert(), py::arg("logits").noconvert(),
                py::arg("starts").noconvert(), py::arg("weights_z").noconvert(),
                py::arg("weights_y").noconvert(), py::arg("weights_x").noconvert(), py::arg("first_z"),
                py::arg("last_z"));
+}
+
+}  // namespace
+
+void bind_accumulate(py::module_& module) {
+    bind<float, float>(module, "accumulate_f32");
+    bind<Half, uint16_t>(module, "accumulate_f16");
+    bind<BFloat16, uint16_t>(module, "accumulate_bf16");
 }
 
 }  // namespace dropgen

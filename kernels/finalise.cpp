@@ -35,7 +35,7 @@ struct Problem {
     int64_t classes;
     Shape size, out;
     Axis z, y, x;
-    bool x_is_identity, wants_probability;
+    bool x_is_identity, wants_probability, wants_margin;
     std::vector<float> near, far;  // weights of the two neighbours along x, per output voxel
 };
 
@@ -49,7 +49,7 @@ struct Corners {
 // What one thread needs: a blended row, its values on the output's x axis, the state of the strip's rows.
 struct Strip {
     int64_t rows;
-    std::vector<float> blended, value, best, total;
+    std::vector<float> blended, value, best, total, second;
     std::vector<int32_t> label;
     std::vector<Corners> corners;
 
@@ -59,6 +59,7 @@ struct Strip {
           value(p.out.x),
           best(rows * p.out.x),
           total(p.wants_probability ? rows * p.out.x : 0),
+          second(p.wants_margin ? rows * p.out.x : 0),
           label(rows * p.out.x),
           corners(rows) {}
 };
@@ -90,6 +91,11 @@ DROPGEN_ROW keep_best(const float* __restrict value, int32_t k, int64_t count, f
         label[x] = std::max(label[x], beats(value[x], best[x]) ? k : 0);
         best[x] = std::max(best[x], value[x]);
     }
+}
+
+DROPGEN_ROW keep_second(const float* __restrict value, const float* __restrict best, int64_t count,
+                        float* __restrict second) {
+    for (int64_t x = 0; x < count; ++x) second[x] = runner_up(second[x], value[x], best[x]);
 }
 
 // A corner of weight zero is not read: on the identity grid that leaves one row of four, with the same bits.
@@ -127,19 +133,22 @@ void compete(const Problem& p, int64_t k, int64_t r, Strip& strip) {
     const float* value = strip.value.data();
     const int64_t count = p.out.x, at = r * count;
     float *best = strip.best.data() + at, *total = strip.total.data() + at;
+    float* second = strip.second.data() + at;
     if (k == 0) {
         std::copy(value, value + count, best);
         std::fill(strip.label.data() + at, strip.label.data() + at + count, 0);
         if (p.wants_probability) std::fill(total, total + count, 1.0f);
+        if (p.wants_margin) std::fill(second, second + count, no_logit());
         return;
     }
     if (p.wants_probability)
         for (int64_t x = 0; x < count; ++x) total[x] = softmax_total(total[x], value[x], best[x]);
+    if (p.wants_margin) keep_second(value, best, count, second);
     keep_best(value, int32_t(k), count, best, strip.label.data() + at);
 }
 
 template <typename Label>
-void finalise_strips(const Problem& p, Label* labels, float* probability) {
+void finalise_strips(const Problem& p, Label* labels, float* probability, float* margin) {
     const int threads = thread_count();
     // Allocated here: an exception must not leave a parallel region.
     std::vector<Strip> strips(threads, Strip(p));
@@ -157,16 +166,19 @@ void finalise_strips(const Problem& p, Label* labels, float* probability) {
             }
         }
         for (int64_t i = 0; i < count * p.out.x; ++i) labels[first * p.out.x + i] = Label(strip.label[i]);
-        if (!p.wants_probability) continue;
-        for (int64_t i = 0; i < count * p.out.x; ++i)
-            probability[first * p.out.x + i] = 1.0f / strip.total[i];
+        const int64_t voxels = count * p.out.x, to = first * p.out.x;
+        if (p.wants_probability)
+            for (int64_t i = 0; i < voxels; ++i) probability[to + i] = 1.0f / strip.total[i];
+        if (p.wants_margin)
+            for (int64_t i = 0; i < voxels; ++i) margin[to + i] = strip.best[i] - strip.second[i];
     }
 }
 
 template <typename Label>
 void finalise(const Floats& sums, const std::array<Floats, 3>& totals, const std::array<Ints, 3>& lower,
               const std::array<Ints, 3>& upper, const std::array<Floats, 3>& fraction, bool x_is_identity,
-              py::array_t<Label, py::array::c_style>& labels, std::optional<Floats>& probability) {
+              py::array_t<Label, py::array::c_style>& labels, std::optional<Floats>& probability,
+              std::optional<Floats>& margin) {
     const auto axis = [&](int i) {
         return Axis{lower[i].data(), upper[i].data(), fraction[i].data(), totals[i].data()};
     };
@@ -179,6 +191,7 @@ void finalise(const Floats& sums, const std::array<Floats, 3>& totals, const std
               axis(2),
               x_is_identity,
               probability.has_value(),
+              margin.has_value(),
               {},
               {}};
     for (int64_t x = 0; x < p.out.x; ++x) {
@@ -188,15 +201,17 @@ void finalise(const Floats& sums, const std::array<Floats, 3>& totals, const std
     }
     Label* to = labels.mutable_data();
     float* probability_to = probability ? probability->mutable_data() : nullptr;
+    float* margin_to = margin ? margin->mutable_data() : nullptr;
     py::gil_scoped_release released;
-    finalise_strips(p, to, probability_to);
+    finalise_strips(p, to, probability_to, margin_to);
 }
 
 template <typename Label>
 void bind(py::module_& module) {
     module.def("finalise", &finalise<Label>, py::arg("sums").noconvert(), py::arg("totals").noconvert(),
                py::arg("lower").noconvert(), py::arg("upper").noconvert(), py::arg("fraction").noconvert(),
-               py::arg("x_is_identity"), py::arg("labels").noconvert(), py::arg("probability").noconvert());
+               py::arg("x_is_identity"), py::arg("labels").noconvert(), py::arg("probability").noconvert(),
+               py::arg("margin").noconvert());
 }
 
 }  // namespace

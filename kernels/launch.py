@@ -94,3 +94,73 @@ def finalise_launch(
     )  # fmt: skip
     entry = "finalise_u8" if shape[0] <= 256 else "finalise_u16"
     return Launch(entry, (blocks_for_rows(height, threads), depth, 1), arguments, threads)
+
+
+@dataclass(frozen=True)
+class TapTables:
+    """Addresses of one axis' Taps on the device, its greatest number of taps, and the number of output voxels."""
+
+    first: int
+    count: int
+    weight: int
+    most: int
+    length: int
+
+
+#: Entry points of resample by the scan's voxel type.
+VOXEL_ENTRIES = {"float32": "resample_f32", "int16": "resample_i16", "uint16": "resample_u16", "uint8": "resample_u8"}
+
+HISTOGRAM_BLOCKS = 1056
+HISTOGRAM_COPIES = 64
+
+
+def resample_launch(
+    volume: int, voxel_type: str, steps: Sequence[int], channels: int, taps: Sequence[TapTables],
+    normalisation: int, out: int, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``resample.cu``: ``steps`` in elements along (C, Z, Y, X), ``taps`` of z, y and x."""
+    tables: list[np.generic] = []
+    for axis in taps:
+        tables += [*pointers(axis.first, axis.count, axis.weight), *numbers(axis.most)]
+    depth, height, width = (axis.length for axis in taps)
+    arguments = (
+        *pointers(volume), *map(np.int64, steps), *tables, *numbers(height, width, channels),
+        *pointers(normalisation, out),
+    )  # fmt: skip
+    grid = (blocks_for_rows(height, threads), depth, channels)
+    return Launch(VOXEL_ENTRIES[voxel_type], grid, arguments, threads)
+
+
+def extremes_launch(
+    volume: int, shape: Sequence[int], starts: int, count: int, window: Sequence[int], out: int,
+    threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``reduce.cu``: ``shape`` is (C, Z, Y, X), ``count`` the number of windows, ``out`` (N, C, 2) keys, filled."""
+    arguments = (*pointers(volume), *numbers(*shape), *pointers(starts), *numbers(*window), *pointers(out))
+    return Launch("extremes", (blocks_for_rows(window[1], threads), 1, count * shape[0]), arguments, threads)
+
+
+def histogram_launch(
+    values: int, count: int, digit: tuple[int, int, int], counts: int, copies: int = HISTOGRAM_COPIES,
+    blocks: int = HISTOGRAM_BLOCKS, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``reduce.cu``: ``digit`` is (shift, bits, prefix), ``counts`` (copies, 2**bits) uint32, zeroed."""
+    shift, bits, prefix = digit
+    arguments = (
+        *pointers(values), np.int64(count), *numbers(shift, bits), np.uint32(prefix), *numbers(copies),
+        *pointers(counts),
+    )  # fmt: skip
+    return Launch("histogram", (blocks, 1, 1), arguments, threads)
+
+
+def statistics_launch(
+    labels: int, intensities: int, shape: Sequence[int], label_bytes: int, levels: tuple[float, float], first_z: int,
+    table: int, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``statistics.cu``: ``shape`` is (nz, ny, nx), ``levels`` the offset and the scale of the intensities."""
+    arguments = (
+        *pointers(labels, intensities), *numbers(*shape[1:]), *map(np.float32, levels), *numbers(first_z),
+        *pointers(table),
+    )  # fmt: skip
+    entry = "statistics_u8" if label_bytes == 1 else "statistics_u16"
+    return Launch(entry, (blocks_for_rows(shape[1], threads), shape[0], 1), arguments, threads)

@@ -4,14 +4,34 @@ The same cases run on the CPU (tests/kernels/test_cuda_mapping.py) and on a GPU 
 """
 
 import numpy as np
-from tolerances import PROBABILITY
+from tolerances import PERCENTILE, PROBABILITY
 
 from dropgen_rt.gpu.buffers import Buffers
-from dropgen_rt.kernels import AxisMap, Normalisation
+from dropgen_rt.gpu.device import address_of
+from dropgen_rt.kernels import AxisMap, Normalisation, Taps
 from dropgen_rt.kernels.accumulate import accumulate_definition, bounding_box
 from dropgen_rt.kernels.finalise import finalise_definition, margin_definition
 from dropgen_rt.kernels.gather import gather_definition
-from dropgen_rt.kernels.launch import accumulate_launch, finalise_launch, gather_launch
+from dropgen_rt.kernels.launch import (
+    HISTOGRAM_COPIES,
+    accumulate_launch,
+    extremes_launch,
+    finalise_launch,
+    gather_launch,
+    histogram_launch,
+    resample_launch,
+    statistics_launch,
+)
+from dropgen_rt.kernels.reduce import (
+    extremes_definition,
+    extremes_of_keys,
+    histogram_definition,
+    keys_of,
+    no_extremes,
+    percentiles,
+)
+from dropgen_rt.kernels.resample import resample_definition
+from dropgen_rt.kernels.statistics import Levels, empty_table, statistics_definition
 
 CLASSES = (1, 2, 3, 7, 8, 9, 14, 104, 128)
 
@@ -124,6 +144,92 @@ def finalise_case(device, rng, threads, classes=None):
             np.testing.assert_array_equal(held.get(more[1], expected.shape, np.float32), margin_definition(logits))
 
 
+def random_taps(rng, extent, count):
+    """Runs of one to six voxels anywhere, or the identity."""
+    if rng.random() < 0.3:
+        return Taps.identity(extent)
+    most = int(rng.integers(1, 7))
+    counts = rng.integers(1, min(most, extent) + 1, count)
+    first = rng.integers(0, extent - counts + 1)
+    weight = np.where(np.arange(most) < counts[:, None], normal(rng, (count, most)), np.float32(np.nan))
+    return Taps(first.astype(np.int32), counts.astype(np.int32), np.ascontiguousarray(weight, np.float32))
+
+
+def turned(rng, array):
+    """The array with axes z, y, x permuted and flipped, as a view: steps of any order and sign."""
+    order = 1 + rng.permutation(3)
+    return array.transpose(0, *order)[(slice(None), *(slice(None, None, int(rng.choice([1, -1]))) for _ in range(3)))]
+
+
+def resample_case(device, rng, threads, voxel_type):
+    stored = (rng.standard_normal((int(rng.integers(1, 3)), *size(rng, 16))) * 1000).astype(voxel_type)
+    volume = turned(rng, stored)
+    taps = [random_taps(rng, extent, n) for extent, n in zip(volume.shape[1:], size(rng, 16), strict=True)]
+    channels = len(volume)
+    normalisation = Normalisation((-500.0,) * channels, (900.0,) * channels, (3.0,) * channels, (0.01,) * channels)
+    expected = resample_definition(volume, taps, normalisation)
+    steps = [step // volume.itemsize for step in volume.strides]
+    offset = address_of(volume) - address_of(stored)
+    with Buffers(device) as held:
+        out, tables = held.room(expected.shape, np.float32), [held.put_taps(along) for along in taps]
+        bounds = held.put(normalisation.table())
+        at = held.put(stored) + offset
+        device.launch(resample_launch(at, volume.dtype.name, steps, channels, tables, bounds, out, threads))
+        assert held.get(out, expected.shape, np.float32).tobytes() == expected.tobytes()
+
+
+def extremes_case(device, rng, threads):
+    volume = normal(rng, (int(rng.integers(1, 3)), *size(rng)), 10)
+    window = size(rng)
+    starts = starts_for(rng, int(rng.integers(1, 6)), volume.shape[1:], window)
+    expected = extremes_definition(volume, starts, window)
+    with Buffers(device) as held:
+        out = held.put(no_extremes(len(starts) * len(volume)))
+        launch = extremes_launch(held.put(volume), volume.shape, held.put(starts), len(starts), window, out, threads)
+        device.launch(launch)
+        found = extremes_of_keys(held.get(out, (len(starts) * len(volume), 2), np.uint32))
+        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+def histogram_case(device, rng, threads):
+    values = normal(rng, (int(rng.integers(1, 20_000)),), float(rng.choice([1, 1e-30, 1e30])))
+    values[rng.random(values.shape) < 0.4] = rng.choice(np.array([0.0, -0.0, 7.0], np.float32))
+    count = device_counts(device, values, blocks=5, threads=threads)
+    for percents in ([0, 100], list(rng.uniform(0, 100, 3))):
+        found = percentiles(values, percents, count)
+        np.testing.assert_allclose(found, np.percentile(values.astype(np.float64), percents), rtol=PERCENTILE)
+    shift, bits, prefix = 10, 11, int(keys_of(values[:1])[0]) >> 21
+    np.testing.assert_array_equal(count(shift, bits, prefix), histogram_definition(values, shift, bits, prefix))
+
+
+def device_counts(device, values, blocks, threads):
+    def count(shift, bits, prefix):
+        with Buffers(device) as held:
+            counts = held.put(np.zeros((HISTOGRAM_COPIES, 1 << bits), np.uint32))
+            digit = shift, bits, prefix
+            launch = histogram_launch(held.put(values), values.size, digit, counts, blocks=blocks, threads=threads)
+            device.launch(launch)
+            return held.get(counts, (HISTOGRAM_COPIES, 1 << bits), np.uint32).sum(axis=0, dtype=np.int64)
+
+    return count
+
+
+def statistics_case(device, rng, threads, dtype):
+    shape = size(rng)
+    labels = np.repeat(rng.integers(0, 300 if dtype == np.uint16 else 9, shape), 3, axis=2)[..., : shape[2]]
+    labels = np.ascontiguousarray(labels, dtype)
+    intensities, levels = normal(rng, shape, 100), Levels.over(-150.0, 200.0)
+    table = empty_table(300)
+    expected, first_z = table.copy(), int(rng.integers(0, 50))
+    statistics_definition(labels, intensities, levels, first_z, expected)
+    with Buffers(device) as held:
+        to = held.put(table)
+        at = held.put(labels), held.put(intensities)
+        pair = float(levels.offset), float(levels.scale)
+        device.launch(statistics_launch(*at, shape, labels.itemsize, pair, first_z, to, threads))
+        np.testing.assert_array_equal(held.get(to, table.shape, np.int64), expected)
+
+
 #: name -> case(device, rng, threads); each draws its own shapes
 CASES = {
     "gather": gather_case,
@@ -132,4 +238,12 @@ CASES = {
     "accumulate_bf16": lambda device, rng, threads: accumulate_case(device, rng, threads, "bf16"),
     "finalise_u8": finalise_case,
     "finalise_u16": lambda device, rng, threads: finalise_case(device, rng, threads, classes=300),
+    "resample_f32": lambda device, rng, threads: resample_case(device, rng, threads, np.float32),
+    "resample_i16": lambda device, rng, threads: resample_case(device, rng, threads, np.int16),
+    "resample_u16": lambda device, rng, threads: resample_case(device, rng, threads, np.uint16),
+    "resample_u8": lambda device, rng, threads: resample_case(device, rng, threads, np.uint8),
+    "extremes": extremes_case,
+    "histogram": histogram_case,
+    "statistics_u8": lambda device, rng, threads: statistics_case(device, rng, threads, np.uint8),
+    "statistics_u16": lambda device, rng, threads: statistics_case(device, rng, threads, np.uint16),
 }

@@ -11,7 +11,7 @@ from dropgen_rt.errors import DeviceError, DeviceMemoryError
 from dropgen_rt.gpu.device import address_of
 from dropgen_rt.kernels.launch import Launch
 
-_C_TYPES = {"i": ctypes.c_int32, "q": ctypes.c_int64, "l": ctypes.c_int64, "f": ctypes.c_float}
+_C_TYPES = {"i": ctypes.c_int32, "I": ctypes.c_uint32, "q": ctypes.c_int64, "l": ctypes.c_int64, "f": ctypes.c_float}
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dropgen_rt.gpu.device import Device
-from dropgen_rt.kernels import AxisMap
-from dropgen_rt.kernels.launch import AxisTables
+from dropgen_rt.kernels import AxisMap, Taps
+from dropgen_rt.kernels.launch import AxisTables, TapTables
 
 
 class Buffers:
@@ -34,6 +34,11 @@ class Buffers:
     def put_axis(self, axis: AxisMap) -> AxisTables:
         """An AxisMap on the device."""
         return AxisTables(self.put(axis.lower), self.put(axis.upper), self.put(axis.fraction), len(axis))
+
+    def put_taps(self, taps: Taps) -> TapTables:
+        """Taps on the device."""
+        tables = self.put(taps.first), self.put(taps.count), self.put(taps.weight)
+        return TapTables(*tables, taps.weight.shape[1], len(taps))
 
     def get(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A new host array with what is at ``address`` once the stream's work is done."""

@@ -7,7 +7,6 @@ takes them as they are, because both libraries use the device's primary context.
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dropgen_rt.errors import DeviceError
@@ -116,6 +115,5 @@ def open_device(number: int = 0, library: str | None = None) -> Device:
 
 
 def address_of(array: NDArray[Any]) -> int:
-    """Where a C-contiguous host array begins."""
-    assert array.flags.c_contiguous
-    return int(np.asarray(array).ctypes.data)
+    """Where the first voxel of a host array lies."""
+    return int(array.ctypes.data)

@@ -9,7 +9,7 @@ struct Position {
     unsigned x, y, z;
 };
 
-static Position blockIdx, blockDim, threadIdx;
+static Position gridDim, blockIdx, blockDim, threadIdx;
 
 #define __global__
 #define __device__
@@ -20,6 +20,7 @@ static Position blockIdx, blockDim, threadIdx;
 template <typename... Parameters, std::size_t... Index>
 void run_grid(void (*kernel)(Parameters...), const unsigned* grid, unsigned threads, void** parameters,
               std::index_sequence<Index...>) {
+    gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {threads, 1, 1};
     for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
@@ -38,3 +39,25 @@ void run_grid(void (*kernel)(Parameters...), const unsigned* grid, unsigned thre
                                                                        void** parameters) {                 \
         run_grid(entry, grid, threads, parameters);                                                         \
     }
+
+// One thread at a time needs no atomics.
+template <typename Number>
+Number atomicAdd(Number* address, Number value) {
+    const Number before = *address;
+    *address = before + value;
+    return before;
+}
+
+template <typename Number>
+Number atomicMin(Number* address, Number value) {
+    const Number before = *address;
+    *address = value < before ? value : before;
+    return before;
+}
+
+template <typename Number>
+Number atomicMax(Number* address, Number value) {
+    const Number before = *address;
+    *address = value > before ? value : before;
+    return before;
+}
