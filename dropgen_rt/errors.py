@@ -71,3 +71,7 @@ class DeviceError(ResourceError):
 
 class DeviceMemoryError(DeviceError):
     """The GPU has too little free memory."""
+
+
+class MemoryLimitError(ResourceError):
+    """The work needs more memory than there is, or than was allowed."""

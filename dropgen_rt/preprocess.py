@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from dropgen_rt.errors import UnsuitableInputError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.kernels import Normalisation
+from dropgen_rt.kernels import Normalisation, Taps, percentiles, resample
+from dropgen_rt.kernels.resample import VOXEL_TYPES
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.scan_header import MAX_VOXELS
 from dropgen_rt.volume import Volume
@@ -29,11 +30,23 @@ def to_working_grid(volume: Volume, orientation: str, spacing_mm: tuple[float, f
             f"{MAX_VOXELS} voxels at the model's spacing, {_by(spacing_mm)} mm; check the scan's spacing, or crop it"
         )
     array = change.apply(volume.array)
-    for axis in range(3):  # z, y, x
-        weights = interpolation_weights(oriented, working, axis)
-        if weights is not None:
-            array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis + 1)), 0, axis + 1)
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), working)
+    taps = working_taps(oriented, working)
+    if taps is None:
+        return Volume(np.ascontiguousarray(array, dtype=np.float32), working)
+    accepted = array if array.dtype in VOXEL_TYPES else array.astype(np.float32)
+    return Volume(resample(accepted, taps), working)
+
+
+def working_taps(source: Geometry, target: Geometry) -> tuple[Taps, Taps, Taps] | None:
+    """The taps of z, y and x from one grid to another of the same direction; None if they are the same grid."""
+    matrices = [interpolation_weights(source, target, axis) for axis in range(3)]
+    if all(matrix is None for matrix in matrices):
+        return None
+    z, y, x = (
+        Taps.identity(size) if matrix is None else Taps.of_matrix(matrix)
+        for size, matrix in zip(source.shape, matrices, strict=True)
+    )
+    return z, y, x
 
 
 def interpolation_weights(source: Geometry, target: Geometry, axis: int) -> NDArray[np.float32] | None:
@@ -70,7 +83,7 @@ def normalisation(working: Volume, intensity: Intensity) -> Normalisation:
     lower, upper = [], []
     for index, channel in enumerate(working.array):
         if intensity.kind == "percentile":
-            low, high = np.percentile(channel, [intensity.lower, intensity.upper])
+            low, high = percentiles(channel, [intensity.lower, intensity.upper])
             if low == high:  # a small object in much air: the percentiles meet, the extremes do not
                 low, high = channel.min(), channel.max()
         else:

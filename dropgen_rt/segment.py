@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.kernels import AxisMap, finalise
+from dropgen_rt.kernels import AxisMap
 from dropgen_rt.manifest import Manifest
+from dropgen_rt.memory import MemoryPlan, available_bytes, plan_memory, resident_bytes
 from dropgen_rt.model import Model
 from dropgen_rt.preprocess import normalisation, to_working_grid
 from dropgen_rt.record import Record, Stopwatch, label_volumes
-from dropgen_rt.slide import argmax_labels, slide
+from dropgen_rt.slide import Rolled, roll
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import Scan, Volume, read_scan
 from dropgen_rt.windows import BLENDS, Blend, WindowPlan
@@ -29,13 +30,16 @@ class Settings:
     """How windows overlap and blend. ``None`` means the model's own choice.
 
     ``reference`` fixes both to those of MONAI's sliding window (0.5, constant) and takes the arg-max on the
-    working grid, as the published method does; labels then go to the scan's grid by nearest neighbour.
+    working grid, as the published method does; labels then go to the scan's grid by nearest neighbour; no window is
+    skipped. ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
     """
 
     overlap: float | None = None
     blend: Blend | None = None
     reference: bool = False
     probabilities: bool = False
+    skip_air: bool = True
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:
@@ -93,7 +97,7 @@ def segment(
     with watch.stage("open_engine"):
         running = engine or open_engine(opened)
     try:
-        labels, best, windows = _segment(source.volume, manifest, chosen, running, watch, progress)
+        found, memory, windows = _segment(source.volume, manifest, chosen, running, watch, progress)
         described = {item: getattr(running, item) for item in ("name", "version", "precision", "device")}
     except UnsuitableInputError as error:  # found on the working grid, where the file is not known
         raise UnsuitableInputError(f"{source.path}: {error}") from error
@@ -107,12 +111,15 @@ def segment(
         engine=described,
         settings={"overlap": overlap, "blend": blend, "reference": chosen.reference},
         windows=windows,
-        labels=label_volumes(labels, geometry, manifest.labels),
+        skipped_windows=found.skipped,
+        predicted_peak_bytes=memory.peak,
+        labels=label_volumes(found.labels, geometry, manifest.labels),
         timings_s={name: round(seconds, 4) for name, seconds in watch.seconds.items()},
         versions={name: version(name) for name in ("dropgen-rt", "numpy", "simpleitk")},
         warnings=source.warnings,
     )
-    return Segmentation(Volume(labels[None], geometry), record, None if best is None else Volume(best[None], geometry))
+    best = None if found.probability is None else Volume(found.probability[None], geometry)
+    return Segmentation(Volume(found.labels[None], geometry), record, best)
 
 
 def _segment(
@@ -122,13 +129,22 @@ def _segment(
     engine: Engine,
     watch: Stopwatch,
     progress: Callable[[int, int], None],
-) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None, int]:
-    """Labels (z, y, x) on the scan's grid, the winning probability if asked for, and the number of windows."""
+) -> tuple[Rolled, MemoryPlan, int]:
+    """Labels and what goes with them on the scan's grid, the memory they took, and the number of windows."""
     overlap, blend = settings.resolved(manifest)
+    oriented, change = volume.geometry.reoriented(manifest.orientation)
+    # Planned before anything is made: a scan that does not fit is refused at once.
+    plan = WindowPlan.cover(oriented.resampled(manifest.spacing_mm).shape, manifest.window, overlap)
+    memory = plan_memory(
+        plan, oriented.shape, channels=len(manifest.channels), classes=manifest.classes, batch=1,
+        probabilities=settings.probabilities, resident=resident_bytes(),
+    )  # fmt: skip
+    memory.require(settings.memory_bytes, available_bytes())
     with watch.stage("to_working_grid"):
         working = to_working_grid(volume, manifest.orientation, manifest.spacing_mm)
         bounds = normalisation(working, manifest.intensity)
-    plan = WindowPlan.cover(working.geometry.shape, manifest.window, overlap)
+    own_grid = tuple(AxisMap.identity(size) for size in plan.shape)
+    maps = own_grid if settings.reference else native_maps(working.geometry, oriented)
     done = 0
 
     def count(windows: int) -> None:
@@ -136,18 +152,17 @@ def _segment(
         done += windows
         progress(done, len(plan))
 
-    with watch.stage("network"):
-        sums, totals = slide(working.array, plan, bounds, engine.infer, manifest.classes, blend=blend, progress=count)
-    oriented, change = volume.geometry.reoriented(manifest.orientation)
+    found = roll(
+        working.array, plan, bounds, engine.infer, manifest.classes, maps, blend=blend, progress=count, watch=watch,
+        probability=settings.probabilities, skip_air=settings.skip_air and not settings.reference,
+    )  # fmt: skip
     with watch.stage("finalise"):
+        labels, best = found.labels, found.probability
         if settings.reference:
-            labels, best = nearest(argmax_labels(sums, totals), working.geometry, oriented), None
-        else:
-            maps = native_maps(working.geometry, oriented)
-            labels, best, _ = finalise(sums, totals, maps, probability=settings.probabilities)
+            labels = nearest(labels, working.geometry, oriented)
         labels = np.ascontiguousarray(change.undo(labels))
         best = None if best is None else np.ascontiguousarray(change.undo(best))
-    return labels, best, len(plan)
+    return Rolled(labels, best, found.skipped), memory, len(plan)
 
 
 def native_maps(working: Geometry, native: Geometry) -> tuple[AxisMap, AxisMap, AxisMap]:
