@@ -111,7 +111,8 @@ def sections(device: Device, options: argparse.Namespace, figures: Figures) -> d
     from gpu_speed import kernel_speed
 
     found["speed"] = lambda: kernel_speed(device)
-    others = [name for name in LIBRARIES if name != figures["library"]]
+    failed = figures.get("libraries_that_failed", {})
+    others = [name for name in LIBRARIES if name != figures["library"] and "not installed" not in failed.get(name, "")]
     for other in others:
         found[f"checks through {other}"] = lambda other=other: checks_through_the_other_library(other)
     return found

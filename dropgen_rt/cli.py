@@ -42,16 +42,22 @@ def main() -> None:
 @click.option("--overlap", type=float, help="Share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--memory", metavar="SIZE", help="Most memory to use, such as 4G; too little for a scan is refused.")
+@click.option("--every-window", is_flag=True, help="Ask the network about windows of nothing but air, too.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
-    overlap: float | None, blend: Blend | None, device: str, quiet: bool,
+    overlap: float | None, blend: Blend | None, device: str, memory: str | None, every_window: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd) or folders of them."""
     from dropgen_rt.infer import infer_files
+    from dropgen_rt.memory import parse_bytes
     from dropgen_rt.segment import Settings
 
-    settings = Settings(overlap=overlap, blend=blend, reference=reference)
+    limit = None if memory is None else parse_bytes(memory)
+    settings = Settings(
+        overlap=overlap, blend=blend, reference=reference, skip_air=not every_window, memory_bytes=limit
+    )
     failures = infer_files(scans, out, model, settings, device, quiet)
     if failures:
         raise SystemExit(failures[0].exit_code)

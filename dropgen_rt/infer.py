@@ -58,7 +58,7 @@ def infer_file(
     for warning in scan.warnings:
         console.line(f"warning: {path.name}: {warning}")
     with console.progress(path.name) as progress:
-        result = segment(scan, model, settings, engine=engine, progress=progress)
+        result = segment(scan, model, settings, engine=engine, progress=progress, announce=console.line)
     with atomic_group(files) as (label_file, record_file, picture_file):
         with watch.stage("write_labels"):
             write_labels(result.labels.array[0], result.labels.geometry, label_file)

@@ -4,6 +4,7 @@ Training and inference both come through here, so they cannot differ.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,14 +81,25 @@ def labels_to_working_grid(
 
 def normalisation(working: Volume, intensity: Intensity) -> Normalisation:
     """The per-channel clip and scale of this scan. Raises UnsuitableInputError if a channel has no contrast."""
+
+    def of_channel(channel: int, percents: Sequence[float]) -> list[float]:
+        values = working.array[channel]
+        return percentiles(values, percents)
+
+    return normalisation_of(of_channel, len(working.array), intensity)
+
+
+def normalisation_of(
+    channel_percentiles: Callable[[int, Sequence[float]], list[float]], channels: int, intensity: Intensity
+) -> Normalisation:
+    """``normalisation`` of a scan whose percentiles are counted elsewhere: channel_percentiles(channel, percents)."""
     lower, upper = [], []
-    for index, channel in enumerate(working.array):
+    for index in range(channels):
+        low, high = intensity.lower, intensity.upper
         if intensity.kind == "percentile":
-            low, high = percentiles(channel, [intensity.lower, intensity.upper])
+            low, high = channel_percentiles(index, [low, high])
             if low == high:  # a small object in much air: the percentiles meet, the extremes do not
-                low, high = channel.min(), channel.max()
-        else:
-            low, high = intensity.lower, intensity.upper
+                low, high = channel_percentiles(index, [0, 100])
         if not low < high:
             raise UnsuitableInputError(
                 f"channel {index} holds the single value {low:g} on the model's grid; give a scan with contrast"

@@ -1,9 +1,10 @@
 """The road of a scan: read, working grid, windows, logits, labels on the scan's own grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +79,14 @@ def segment(
     *,
     engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Segmentation:
     """Segment one scan.
 
     ``scan`` is a path, a Scan from read_scan, or a Volume (C, z, y, x); ``model`` a name, a path, a Model, or
     None for the default. An ``engine`` opened before is used and left open. ``progress(done, total)`` counts
-    windows. Raises InputError, ModelError, UsageError or ResourceError; see dropgen_rt.errors.
+    windows; ``announce`` is told, before the start, how much memory the scan will take. Raises InputError,
+    ModelError, UsageError or ResourceError; see dropgen_rt.errors.
     """
     watch = Stopwatch()
     with watch.stage("read"):
@@ -97,7 +100,7 @@ def segment(
     with watch.stage("open_engine"):
         running = engine or open_engine(opened)
     try:
-        found, memory, windows = _segment(source.volume, manifest, chosen, running, watch, progress)
+        found, memory, windows = _segment(source.volume, manifest, chosen, running, watch, progress, announce)
         described = {item: getattr(running, item) for item in ("name", "version", "precision", "device")}
     except UnsuitableInputError as error:  # found on the working grid, where the file is not known
         raise UnsuitableInputError(f"{source.path}: {error}") from error
@@ -129,22 +132,16 @@ def _segment(
     engine: Engine,
     watch: Stopwatch,
     progress: Callable[[int, int], None],
+    announce: Callable[[str], None],
 ) -> tuple[Rolled, MemoryPlan, int]:
     """Labels and what goes with them on the scan's grid, the memory they took, and the number of windows."""
-    overlap, blend = settings.resolved(manifest)
+    overlap, _ = settings.resolved(manifest)
     oriented, change = volume.geometry.reoriented(manifest.orientation)
+    working = oriented.resampled(manifest.spacing_mm)
     # Planned before anything is made: a scan that does not fit is refused at once.
-    plan = WindowPlan.cover(oriented.resampled(manifest.spacing_mm).shape, manifest.window, overlap)
-    memory = plan_memory(
-        plan, oriented.shape, channels=len(manifest.channels), classes=manifest.classes, batch=1,
-        probabilities=settings.probabilities, resident=resident_bytes(),
-    )  # fmt: skip
-    memory.require(settings.memory_bytes, available_bytes())
-    with watch.stage("to_working_grid"):
-        working = to_working_grid(volume, manifest.orientation, manifest.spacing_mm)
-        bounds = normalisation(working, manifest.intensity)
+    plan = WindowPlan.cover(working.shape, manifest.window, overlap)
     own_grid = tuple(AxisMap.identity(size) for size in plan.shape)
-    maps = own_grid if settings.reference else native_maps(working.geometry, oriented)
+    maps = own_grid if settings.reference else native_maps(working, oriented)
     done = 0
 
     def count(windows: int) -> None:
@@ -152,17 +149,44 @@ def _segment(
         done += windows
         progress(done, len(plan))
 
-    found = roll(
-        working.array, plan, bounds, engine.infer, manifest.classes, maps, blend=blend, progress=count, watch=watch,
-        probability=settings.probabilities, skip_air=settings.skip_air and not settings.reference,
-    )  # fmt: skip
+    run = _roll_on_gpu if hasattr(engine, "infer_device") else _roll_on_cpu
+    found, memory = run(volume, plan, maps, manifest, settings, engine, watch, count, announce)
     with watch.stage("finalise"):
         labels, best = found.labels, found.probability
         if settings.reference:
-            labels = nearest(labels, working.geometry, oriented)
+            labels = nearest(labels, working, oriented)
         labels = np.ascontiguousarray(change.undo(labels))
         best = None if best is None else np.ascontiguousarray(change.undo(best))
     return Rolled(labels, best, found.skipped), memory, len(plan)
+
+
+def _roll_on_cpu(
+    volume: Volume, plan: WindowPlan, maps: Sequence[AxisMap], manifest: Manifest, settings: Settings,
+    engine: Engine, watch: Stopwatch, count: Callable[[int], None], announce: Callable[[str], None],
+) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
+    """Labels on the grid of ``maps``, and the memory they take."""
+    memory = plan_memory(
+        plan, tuple(map(len, maps)), channels=len(manifest.channels), classes=manifest.classes, batch=1,
+        probabilities=settings.probabilities, resident=resident_bytes(),
+    )  # fmt: skip
+    memory.require(settings.memory_bytes, available_bytes())
+    announce(memory.line())
+    with watch.stage("to_working_grid"):
+        working = to_working_grid(volume, manifest.orientation, manifest.spacing_mm)
+    with watch.stage("normalisation"):
+        bounds = normalisation(working, manifest.intensity)
+    found = roll(
+        working.array, plan, bounds, engine.infer, manifest.classes, maps, blend=settings.resolved(manifest)[1],
+        probability=settings.probabilities, skip_air=settings.skip_air and not settings.reference, progress=count,
+        watch=watch,
+    )  # fmt: skip
+    return found, memory
+
+
+def _roll_on_gpu(*arguments: Any) -> tuple[Rolled, MemoryPlan]:
+    from dropgen_rt.gpu.scan import roll_scan  # the driver's library is there only where a GPU is
+
+    return roll_scan(*arguments)
 
 
 def native_maps(working: Geometry, native: Geometry) -> tuple[AxisMap, AxisMap, AxisMap]:

@@ -20,49 +20,52 @@ __device__ __forceinline__ void accumulate_row(float* __restrict__ sums, int siz
                                const float* __restrict__ weights_z, const float* __restrict__ weights_y,
                                const float* __restrict__ weights_x) {
     using namespace dropgen;
+    constexpr int TOGETHER = 8;
     const Lane own = lane();
     if (own.row >= box_size_y) return;
-    const int k = int(blockIdx.z);
-    const int64_t z = int64_t(box_z) + blockIdx.y, y = int64_t(box_y) + own.row;
+    const int k = int(blockIdx.z), z = box_z + int(blockIdx.y), y = box_y + own.row;
     float* const row = sums + ((int64_t(k) * size_z + z) * size_y + y) * size_x + box_x;
 
 #pragma unroll 1
-    for (int first = own.x; first < box_size_x; first += LANES * IN_FLIGHT) {
-        float sum[IN_FLIGHT] = {};
+    for (int first = own.x; first < box_size_x; first += LANES * TOGETHER) {
+        float sum[TOGETHER] = {};
         bool loaded = false;
+#pragma unroll 1
         for (int b = 0; b < batch; ++b) {
-            const int64_t pz = z - starts[3 * b], py = y - starts[3 * b + 1];
-            if (!contains(window_z, pz) || !contains(window_y, py)) continue;  // the same for the whole warp
-            const Span span = inside(int64_t(starts[3 * b + 2]) - box_x, window_x, box_size_x);
-            if (span.first >= span.last) continue;
+            // Unsigned, so that one comparison sees both ends, and a start anywhere in 32 bits wraps to outside.
+            const unsigned pz = unsigned(z) - unsigned(starts[3 * b]);
+            const unsigned py = unsigned(y) - unsigned(starts[3 * b + 1]);
+            const unsigned shift = unsigned(box_x) - unsigned(starts[3 * b + 2]);  // from the box's x to the window's
+            if (pz >= unsigned(window_z) || py >= unsigned(window_y)) continue;  // the same for the whole warp
             if (!loaded) {
 #pragma unroll
-                for (int i = 0; i < IN_FLIGHT; ++i)
+                for (int i = 0; i < TOGETHER; ++i)
                     sum[i] = first + i * LANES < box_size_x ? row[first + i * LANES] : 0.0f;
                 loaded = true;
             }
             const Logit* const from =
                 logits + (((int64_t(b) * classes + k) * window_z + pz) * window_y + py) * window_x;
-            const int shift = box_x - starts[3 * b + 2];  // from the box's x to the window's
-            const int first_inside = int(span.first), end_inside = int(span.last);
             const float weight_z = weights_z[pz], weight_y = weights_y[py];
-            Logit logit[IN_FLIGHT] = {};
+            Logit logit[TOGETHER] = {};
+            float weight_x[TOGETHER] = {};
 #pragma unroll
-            for (int i = 0; i < IN_FLIGHT; ++i) {
-                const int px = shift + first + i * LANES;
-                if (px >= first_inside && px < end_inside) logit[i] = from[px];
+            for (int i = 0; i < TOGETHER; ++i) {
+                const unsigned px = shift + unsigned(first + i * LANES);
+                if (px >= unsigned(window_x) || first + i * LANES >= box_size_x) continue;
+                logit[i] = from[px];
+                weight_x[i] = weights_x[px];
             }
 #pragma unroll
-            for (int i = 0; i < IN_FLIGHT; ++i) {
-                const int px = shift + first + i * LANES;
-                if (px < first_inside || px >= end_inside) continue;
-                const float weight = window_weight(weight_z, weight_y, weights_x[px]);
+            for (int i = 0; i < TOGETHER; ++i) {
+                const unsigned px = shift + unsigned(first + i * LANES);
+                if (px >= unsigned(window_x)) continue;
+                const float weight = window_weight(weight_z, weight_y, weight_x[i]);
                 sum[i] = accumulated(sum[i], weight, widened(logit[i]));
             }
         }
         if (!loaded) continue;
 #pragma unroll
-        for (int i = 0; i < IN_FLIGHT; ++i)
+        for (int i = 0; i < TOGETHER; ++i)
             if (first + i * LANES < box_size_x) row[first + i * LANES] = sum[i];
     }
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #ifdef __CUDACC__
+#include <cuda_fp16.h>
 #define DROPGEN_HD __host__ __device__
 #else
 #define DROPGEN_HD
@@ -67,6 +68,9 @@ DROPGEN_HD inline float widened(BFloat16 value) { return float_of_bits(uint32_t(
 // The exponent moves from 5 to 8 bits. A subnormal half is made one too large by the hidden bit, which is then
 // taken off again: no subnormal float appears, so a flush to zero changes nothing.
 DROPGEN_HD inline float widened(Half value) {
+#ifdef __CUDA_ARCH__
+    return __half2float(__ushort_as_half(value.bits));  // the same value, in one instruction
+#else
     const uint32_t magnitude = (value.bits & 0x7fffu) << 13, sign = (value.bits & 0x8000u) << 16;
     const uint32_t exponent = magnitude & 0x0f800000u;
     const uint32_t bias = exponent == 0x0f800000u ? 224u << 23 : exponent ? 112u << 23 : 113u << 23;
@@ -75,6 +79,7 @@ DROPGEN_HD inline float widened(Half value) {
     uint32_t bits;
     memcpy(&bits, &result, sizeof bits);
     return float_of_bits(bits | sign);
+#endif
 }
 
 #ifndef __CUDACC__

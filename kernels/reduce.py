@@ -112,17 +112,19 @@ def order_statistics(ranks: Sequence[int], count_digits: CountDigits) -> list[np
     return [one(rank) for rank in ranks]
 
 
-def percentiles(
-    values: Float32Array, percents: Sequence[float], count_digits: CountDigits | None = None
-) -> list[float]:
+def percentiles(values: Float32Array, percents: Sequence[float]) -> list[float]:
     """Percentiles by linear interpolation between ranks, as ``numpy.percentile`` has them.
 
-    values: C-contiguous float32 without NaN, at least one; only its size is used if ``count_digits`` is given.
+    values: C-contiguous float32 without NaN, at least one.
     """
-    counts = count_digits or (lambda shift, bits, prefix: histogram(values, shift, bits, prefix))
-    places = [percent / 100 * (values.size - 1) for percent in percents]
-    ranks = [rank for place in places for rank in (int(place), min(int(place) + 1, values.size - 1))]
-    found = iter(order_statistics(ranks, counts))
+    return percentiles_of(values.size, percents, lambda *digit: histogram(values, *digit))
+
+
+def percentiles_of(count: int, percents: Sequence[float], count_digits: CountDigits) -> list[float]:
+    """``percentiles`` of ``count`` values whose digits are counted elsewhere."""
+    places = [percent / 100 * (count - 1) for percent in percents]
+    ranks = [rank for place in places for rank in (int(place), min(int(place) + 1, count - 1))]
+    found = iter(order_statistics(ranks, count_digits))
     return [
         float(low) + (float(high) - float(low)) * (place - int(place))
         for place, low, high in zip(places, found, found, strict=True)

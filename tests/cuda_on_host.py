@@ -75,6 +75,11 @@ class HostDevice:
     def clear(self, address, size, stream=0):
         ctypes.memset(address, 0, size)
 
+    def clear_rows(self, address, pitch, width, height, stream=0):
+        assert width <= pitch
+        for row in range(height):
+            ctypes.memset(address + row * pitch, 0, width)
+
     def stream(self):
         return 1
 

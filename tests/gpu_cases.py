@@ -28,7 +28,7 @@ from dropgen_rt.kernels.reduce import (
     histogram_definition,
     keys_of,
     no_extremes,
-    percentiles,
+    percentiles_of,
 )
 from dropgen_rt.kernels.resample import resample_definition
 from dropgen_rt.kernels.statistics import Levels, empty_table, statistics_definition
@@ -196,7 +196,7 @@ def histogram_case(device, rng, threads):
     values[rng.random(values.shape) < 0.4] = rng.choice(np.array([0.0, -0.0, 7.0], np.float32))
     count = device_counts(device, values, blocks=5, threads=threads)
     for percents in ([0, 100], list(rng.uniform(0, 100, 3))):
-        found = percentiles(values, percents, count)
+        found = percentiles_of(values.size, percents, count)
         np.testing.assert_allclose(found, np.percentile(values.astype(np.float64), percents), rtol=PERCENTILE)
     shift, bits, prefix = 10, 11, int(keys_of(values[:1])[0]) >> 21
     np.testing.assert_array_equal(count(shift, bits, prefix), histogram_definition(values, shift, bits, prefix))

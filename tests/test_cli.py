@@ -86,7 +86,8 @@ def test_one_scan(scan, out, model_file):
     assert lines[0] == "model tiny, 2 labels"
     assert lines[1].startswith("engine openvino ") and lines[1].endswith(", fp32, cpu")
     # 20, 18 and 18 working voxels by windows of 16
-    assert lines[2:-1] == ["scan.nii.gz: 8 windows"]
+    assert lines[2].startswith("memory: ")
+    assert lines[3:-1] == ["scan.nii.gz: 8 windows"]
     assert names(out) == results("scan")
     labels, source = sitk.ReadImage(out / "scan_seg.nii.gz"), sitk.ReadImage(path)
     assert labels.GetSize() == SIZE and labels.GetPixelID() == sitk.sitkUInt8

@@ -88,6 +88,9 @@ class BindingsDevice:
     def clear(self, address: int, size: int, stream: int = 0) -> None:
         _called(driver.cuMemsetD8Async(address, 0, size, stream))
 
+    def clear_rows(self, address: int, pitch: int, width: int, height: int, stream: int = 0) -> None:
+        _called(driver.cuMemsetD2D8Async(address, pitch, 0, width, height, stream))
+
     def stream(self) -> int:
         return int(_called(driver.cuStreamCreate(_NON_BLOCKING)))
 

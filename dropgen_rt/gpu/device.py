@@ -58,6 +58,10 @@ class Device(Protocol):
         """``size`` bytes to zero."""
         ...
 
+    def clear_rows(self, address: int, pitch: int, width: int, height: int, stream: int = 0) -> None:
+        """``height`` rows of ``width`` bytes to zero; ``pitch`` bytes lie from one row to the next."""
+        ...
+
     def stream(self) -> int:
         """A new stream that waits for no other."""
         ...

@@ -89,6 +89,10 @@ class PycudaDevice:
         with _refusals("clearing the GPU's memory"):
             cuda.memset_d8_async(address, 0, size, self._streams[stream])
 
+    def clear_rows(self, address: int, pitch: int, width: int, height: int, stream: int = 0) -> None:
+        with _refusals("clearing the GPU's memory"):
+            cuda.memset_d2d8_async(address, pitch, 0, width, height, self._streams[stream])
+
     def stream(self) -> int:
         with _refusals("making a stream"):
             stream = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
