@@ -17,11 +17,12 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "gpu"), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
 from recording import machine  # noqa: E402
@@ -111,6 +112,13 @@ def sections(device: Device, options: argparse.Namespace, figures: Figures) -> d
     from gpu_speed import kernel_speed
 
     found["speed"] = lambda: kernel_speed(device)
+    if find_spec("torch") and find_spec("monai"):
+        import gpu_monai
+
+        found["stitching"] = lambda: gpu_monai.stitching(device)
+        found["whole road"] = lambda: gpu_monai.whole_road(device)
+    else:
+        print("PyTorch or MONAI is not installed: no comparison with it", flush=True)
     failed = figures.get("libraries_that_failed", {})
     others = [name for name in LIBRARIES if name != figures["library"] and "not installed" not in failed.get(name, "")]
     for other in others:

@@ -51,6 +51,8 @@ class BindingsDevice:
         self.memory_bytes = self._memory()[1]
         self._functions: dict[str, Any] = {}
         self._pinned: list[int] = []
+        self._sizes: dict[int, int] = {}
+        self._kept: dict[int, list[int]] = {}
 
     def _attribute(self, attribute: Any) -> int:
         return int(_called(driver.cuDeviceGetAttribute(attribute, self._device)))
@@ -61,12 +63,30 @@ class BindingsDevice:
         return int(free), int(total)
 
     def allocate(self, size: int) -> int:
-        return int(_called(driver.cuMemAlloc(max(size, 1))))
+        if kept := self._kept.get(size):
+            address = kept.pop()
+        else:
+            try:
+                address = int(_called(driver.cuMemAlloc(max(size, 1))))
+            except DeviceMemoryError:
+                self._give_back()
+                address = int(_called(driver.cuMemAlloc(max(size, 1))))
+        self._sizes[address] = size
+        return address
 
     def release(self, address: int) -> None:
-        _called(driver.cuMemFree(address))
+        # Kept for the next of this size: the driver's own calls wait for the GPU.
+        self._kept.setdefault(self._sizes.pop(address), []).append(address)
+
+    def _give_back(self) -> None:
+        _called(driver.cuCtxSynchronize())
+        for addresses in self._kept.values():
+            for address in addresses:
+                _called(driver.cuMemFree(address))
+        self._kept.clear()
 
     def free_bytes(self) -> int:
+        self._give_back()
         return self._memory()[0]
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -129,4 +149,8 @@ class BindingsDevice:
         for address in self._pinned:
             driver.cuMemFreeHost(address)
         self._pinned.clear()
+        for address in [*self._sizes, *(address for kept in self._kept.values() for address in kept)]:
+            driver.cuMemFree(address)
+        self._sizes.clear()
+        self._kept.clear()
         driver.cuDevicePrimaryCtxRelease(self._device)

@@ -31,7 +31,7 @@ class Device(Protocol):
         ...
 
     def release(self, address: int) -> None:
-        """Give back what ``allocate`` gave."""
+        """Give back what ``allocate`` gave; work on it that is enqueued on the stream that next uses it may go on."""
         ...
 
     def free_bytes(self) -> int:

@@ -224,8 +224,6 @@ class GpuRoll:
             except DeviceMemoryError:
                 self._shrink()
                 return 0
-            finally:
-                self.road.device.synchronise(self.road.stream)
         return self.logits
 
     def _of_air(self) -> int:
@@ -249,7 +247,6 @@ class GpuRoll:
                 self.road.launch(
                     accumulate_launch(self.ring, self.ring_shape, box, logits, shape, at, weights, self.logit_type)
                 )
-            self.road.device.synchronise(self.road.stream)
 
     def finalise(self, layer: Layer) -> None:
         """Labels of the planes that are final, and zeros where the next will be."""
