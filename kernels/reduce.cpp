@@ -20,17 +20,24 @@ using Floats = py::array_t<float, py::array::c_style>;
 using Ints = py::array_t<int32_t, py::array::c_style>;
 using Counts = py::array_t<int64_t, py::array::c_style>;
 
+// Side by side, not one after another: a chain of comparisons would wait for each.
+constexpr int SIDE_BY_SIDE = 32;
+
 struct Extremes {
-    float low, high;
+    float low[SIDE_BY_SIDE], high[SIDE_BY_SIDE];
 };
 
-DROPGEN_ROW row_extremes(const float* __restrict row, int64_t count, Extremes* found) {
-    float low = found->low, high = found->high;
-    for (int64_t x = 0; x < count; ++x) {
-        low = std::min(low, row[x]);
-        high = std::max(high, row[x]);
+DROPGEN_ROW row_extremes(const float* __restrict row, int64_t count, Extremes* __restrict found) {
+    int64_t x = 0;
+    for (; x + SIDE_BY_SIDE <= count; x += SIDE_BY_SIDE)
+        for (int i = 0; i < SIDE_BY_SIDE; ++i) {
+            found->low[i] = row[x + i] < found->low[i] ? row[x + i] : found->low[i];
+            found->high[i] = row[x + i] > found->high[i] ? row[x + i] : found->high[i];
+        }
+    for (; x < count; ++x) {
+        found->low[0] = std::min(found->low[0], row[x]);
+        found->high[0] = std::max(found->high[0], row[x]);
     }
-    *found = {low, high};
 }
 
 void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_t window_y, int64_t window_x,
@@ -47,7 +54,9 @@ void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_
         const int32_t* s = start + 3 * (i / channels);
         const Span zs = inside(s[0], window_z, size.z), ys = inside(s[1], window_y, size.y);
         const Span xs = inside(s[2], window_x, size.x);
-        Extremes found{std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()};
+        Extremes found;
+        std::fill_n(found.low, SIDE_BY_SIDE, std::numeric_limits<float>::infinity());
+        std::fill_n(found.high, SIDE_BY_SIDE, -std::numeric_limits<float>::infinity());
         if (xs.first < xs.last)
             for (int64_t pz = zs.first; pz < zs.last; ++pz)
                 for (int64_t py = ys.first; py < ys.last; ++py) {
@@ -55,8 +64,8 @@ void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_
                     const float* row = in + ((i % channels * size.z + z) * size.y + y) * size.x + s[2];
                     row_extremes(row + xs.first, xs.last - xs.first, &found);
                 }
-        to[2 * i] = found.low;
-        to[2 * i + 1] = found.high;
+        to[2 * i] = *std::min_element(found.low, found.low + SIDE_BY_SIDE);
+        to[2 * i + 1] = *std::max_element(found.high, found.high + SIDE_BY_SIDE);
     }
 }
 

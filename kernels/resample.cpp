@@ -28,28 +28,62 @@ struct Source {
 };
 
 template <typename Voxel>
-DROPGEN_ROW add_source_row(const Voxel* __restrict from, int64_t step, int64_t count, float weight, bool starts,
-                           float* __restrict row) {
-    if (starts) std::fill(row, row + count, 0.0f);
+DROPGEN_ROW start_row(const Voxel* __restrict from, int64_t step, int64_t count, float weight,
+                      float* __restrict row) {
+    if (step == 1)
+        for (int64_t x = 0; x < count; ++x) row[x] = with_tap(0.0f, weight, float(from[x]));
+    else
+        for (int64_t x = 0; x < count; ++x) row[x] = with_tap(0.0f, weight, float(from[x * step]));
+}
+
+template <typename Voxel>
+DROPGEN_ROW add_row(const Voxel* __restrict from, int64_t step, int64_t count, float weight, float* __restrict row) {
     if (step == 1)
         for (int64_t x = 0; x < count; ++x) row[x] = with_tap(row[x], weight, float(from[x]));
     else
         for (int64_t x = 0; x < count; ++x) row[x] = with_tap(row[x], weight, float(from[x * step]));
 }
 
-DROPGEN_ROW add_float_row(const float* __restrict from, int64_t count, float weight, bool starts,
-                          float* __restrict row) {
-    if (starts) std::fill(row, row + count, 0.0f);
-    for (int64_t x = 0; x < count; ++x) row[x] = with_tap(row[x], weight, from[x]);
+// The taps of x, tap by tap: tables (most, length), so that a tap of all outputs is one run. Beyond an output's own
+// taps the weight is zero, which adds nothing to a sum that began at zero.
+struct TapsAlongX {
+    std::vector<int32_t> place;
+    std::vector<float> weight;
+    bool identity;
+};
+
+TapsAlongX along_x_of(const Taps& x, int64_t length, int64_t extent) {
+    TapsAlongX taps{std::vector<int32_t>(x.most * length), std::vector<float>(x.most * length), length == extent};
+    for (int64_t t = 0; t < x.most; ++t)
+        for (int64_t i = 0; i < length; ++i) {
+            const bool own = t < x.count[i];
+            taps.place[t * length + i] = own ? x.first[i] + int32_t(t) : x.first[i];
+            taps.weight[t * length + i] = own ? x.weight[i * x.most + t] : 0.0f;
+            taps.identity = taps.identity && x.count[i] == 1 && x.first[i] == i;
+        }
+    return taps;
 }
 
-DROPGEN_ROW along_x(const float* __restrict row, const int32_t* __restrict first, const int32_t* __restrict count,
-                    const float* __restrict weight, int64_t most, int64_t length, float* __restrict out) {
-    for (int64_t x = 0; x < length; ++x) {
-        float sum = 0.0f;
-        for (int32_t t = 0; t < count[x]; ++t) sum = with_tap(sum, weight[x * most + t], row[first[x] + t]);
-        out[x] = sum;
-    }
+DROPGEN_ROW start_tap(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
+                      int64_t length, float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(0.0f, weight[x], row[place[x]]);
+}
+
+DROPGEN_ROW add_tap(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
+                    int64_t length, float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(out[x], weight[x], row[place[x]]);
+}
+
+DROPGEN_ROW weigh(const float* __restrict row, const float* __restrict weight, int64_t length,
+                  float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(0.0f, weight[x], row[x]);
+}
+
+void along_x(const float* row, const TapsAlongX& taps, int64_t most, int64_t length, float* out) {
+    if (taps.identity) return weigh(row, taps.weight.data(), length, out);
+    start_tap(row, taps.place.data(), taps.weight.data(), length, out);
+    for (int64_t t = 1; t < most; ++t)
+        add_tap(row, taps.place.data() + t * length, taps.weight.data() + t * length, length, out);
 }
 
 DROPGEN_ROW normalise_row(float* __restrict row, int64_t count, ChannelNormalisation n) {
@@ -63,8 +97,8 @@ void blend_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, in
         for (int32_t t = 0; t < z.count[oz]; ++t) {
             const Voxel* from = source.voxels + channel * source.steps.channel +
                                 (z.first[oz] + t) * source.steps.z + y * source.steps.y;
-            add_source_row(from, source.steps.x, source.size_x, z.weight[oz * z.most + t], t == 0,
-                           plane + y * source.size_x);
+            (t ? add_row<Voxel> : start_row<Voxel>)(from, source.steps.x, source.size_x, z.weight[oz * z.most + t],
+                                                    plane + y * source.size_x);
         }
 }
 
@@ -81,6 +115,7 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
     const float* table = normalisation.data();
     float* to = out.mutable_data();
     const int threads = thread_count();
+    const TapsAlongX taps_x = along_x_of(x, width, source.size_x);
     // Allocated here: an exception must not leave a parallel region.
     std::vector<std::vector<float>> planes(threads, std::vector<float>(source.size_y * source.size_x));
     std::vector<std::vector<float>> rows(threads, std::vector<float>(source.size_x));
@@ -93,10 +128,10 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
         const ChannelNormalisation n = channel_normalisation(table, channels, i / depth);
         for (int64_t oy = 0; oy < height; ++oy) {
             for (int32_t t = 0; t < y.count[oy]; ++t)
-                add_float_row(plane + (y.first[oy] + t) * source.size_x, source.size_x, y.weight[oy * y.most + t],
-                              t == 0, row);
+                (t ? add_row<float> : start_row<float>)(plane + (y.first[oy] + t) * source.size_x, 1, source.size_x,
+                                                        y.weight[oy * y.most + t], row);
             float* own = to + (i * height + oy) * width;
-            along_x(row, x.first, x.count, x.weight, x.most, width, own);
+            along_x(row, taps_x, x.most, width, own);
             normalise_row(own, width, n);
         }
     }

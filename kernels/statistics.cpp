@@ -34,6 +34,23 @@ void add(int64_t* row, const Run& run) {
     }
 }
 
+DROPGEN_ROW levels_of(const float* __restrict value, int64_t count, float offset, float scale,
+                      int32_t* __restrict levels) {
+    for (int64_t x = 0; x < count; ++x) levels[x] = level(value[x], offset, scale);
+}
+
+// A level is below 2^16, so its square fits 32 bits.
+inline void add_levels(const int32_t* __restrict levels, int64_t count, Run* run) {
+    uint64_t sum = 0, squares = 0;
+    for (int64_t x = 0; x < count; ++x) {
+        const uint32_t own = uint32_t(levels[x]);
+        sum += own;
+        squares += own * own;
+    }
+    run->sum = int64_t(sum);
+    run->squares = int64_t(squares);
+}
+
 template <typename Label>
 void statistics(const py::array_t<Label, py::array::c_style>& labels, const Floats& intensities, float offset,
                 float scale, int64_t first_z, Table& table) {
@@ -45,6 +62,7 @@ void statistics(const py::array_t<Label, py::array::c_style>& labels, const Floa
     const int threads = thread_count();
     // Allocated here: an exception must not leave a parallel region.
     std::vector<std::vector<int64_t>> own(threads, std::vector<int64_t>(to, to + rows * COLUMNS));
+    std::vector<std::vector<int32_t>> rows_of_levels(threads, std::vector<int32_t>(size.x));
     for (auto& one : own)
         for (int64_t i = 0; i < rows; ++i) std::fill_n(one.data() + i * COLUMNS, 3, int64_t(0));
 
@@ -53,16 +71,13 @@ void statistics(const py::array_t<Label, py::array::c_style>& labels, const Floa
     for (int64_t plane_row = 0; plane_row < size.z * size.y; ++plane_row) {
         int64_t* mine = own[omp_get_thread_num()].data();
         const Label* in = label + plane_row * size.x;
-        const float* from = value + plane_row * size.x;
+        int32_t* levels = rows_of_levels[omp_get_thread_num()].data();
+        levels_of(value + plane_row * size.x, size.x, offset, scale, levels);
         Run run{first_z + plane_row / size.y, plane_row % size.y, 0, 0, 0, 0};
-        for (int64_t x = 0; x < size.x; ++x) {
-            const int64_t own_level = level(from[x], offset, scale);
-            run.sum += own_level;
-            run.squares += own_level * own_level;
-            if (x + 1 < size.x && in[x + 1] == in[x]) continue;
-            run.last = x + 1;
+        for (int64_t x = 0; x < size.x; x = run.first = run.last) {
+            while (run.last < size.x && in[run.last] == in[x]) ++run.last;
+            add_levels(levels + x, run.last - x, &run);
             add(mine + int64_t(in[x]) * COLUMNS, run);
-            run = {run.z, run.y, x + 1, x + 1, 0, 0};
         }
     }
     for (const auto& one : own)
