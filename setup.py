@@ -1,11 +1,47 @@
-"""The C++ host kernels; everything else about the package is in pyproject.toml."""
+"""The C++ host kernels, and the CUDA kernels where nvcc is; everything else about the package is in pyproject.toml."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 
 STEMS = ("gather", "accumulate", "finalise", "resample", "reduce", "statistics")
 
+
+def compiler_of_cuda() -> object:
+    """kernels/compile.py without the package around it, which does not exist yet."""
+    for name in ("architectures", "compile"):
+        where = Path("kernels") / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"dropgen_rt.kernels.{name}", where)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[f"dropgen_rt.kernels.{name}"] = module
+        spec.loader.exec_module(module)
+    return module
+
+
+class BuildKernels(build_ext):
+    """Adds one image per .cu file to a wheel: machine code for every architecture, and PTX for those to come.
+
+    Not into an editable install, which compiles for its own GPU when it first meets one; DROPGEN_RT_CUDA=0 leaves
+    them out of a wheel, too.
+    """
+
+    def run(self) -> None:
+        super().run()
+        wanted = os.environ.get("DROPGEN_RT_CUDA", "1") != "0" and not self.inplace and not self.editable_mode
+        if wanted and shutil.which("nvcc"):
+            out = Path(self.build_lib) / "dropgen_rt" / "kernels"
+            out.mkdir(parents=True, exist_ok=True)
+            compiler_of_cuda().compile_kernels(out, source=Path("kernels"))
+
+
 setup(
+    cmdclass={"build_ext": BuildKernels},
     ext_modules=[
         Pybind11Extension(
             "dropgen_rt.kernels._host",

@@ -177,8 +177,10 @@ def histogram_row(device: Device) -> Row:
 
 def statistics_row(device: Device) -> Row:
     shape = (512, 512, 1024)
-    # Blocks of 16 voxels of one label: about what anatomy gives.
-    labels = np.repeat(np.random.default_rng(0).integers(0, 14, (512, 512, 64), np.uint8), 16, axis=2)
+    # Blocks of 16 x 16 x 16 voxels of one label: about what anatomy gives.
+    labels = np.random.default_rng(0).integers(0, 14, (32, 32, 64), np.uint8)
+    for axis in range(3):
+        labels = np.repeat(labels, 16, axis=axis)
     with Buffers(device) as held:
         at, intensities = held.put(labels), held.room(shape, np.float32)
         noise(device, intensities, int(np.prod(shape)))

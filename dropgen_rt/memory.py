@@ -50,7 +50,7 @@ class MemoryPlan:
 
 def plan_memory(
     plan: WindowPlan, native_shape: tuple[int, int, int], *, channels: int, classes: int, batch: int,
-    probabilities: bool, resident: int,
+    probabilities: bool, resident: int, skips_air: bool = True,
 ) -> MemoryPlan:  # fmt: skip
     """What the road will hold on the CPU for the scan of ``native_shape`` (z, y, x) under this window plan."""
     depth, height, width = plan.shape
@@ -63,7 +63,7 @@ def plan_memory(
             "image on the model's grid": FLOAT * channels * depth * height * width,
             "sums": FLOAT * classes * ring_depth(plan) * height * width,
             "windows": FLOAT * channels * window * batch,
-            "logits of air": FLOAT * classes * window,
+            "logits of air": FLOAT * classes * window * skips_air,
             "labels": 2 * label * native,  # as found, and in the scan's own axis order
             "probabilities": 2 * FLOAT * native * probabilities,
         },

@@ -167,7 +167,7 @@ def _roll_on_cpu(
     """Labels on the grid of ``maps``, and the memory they take."""
     memory = plan_memory(
         plan, tuple(map(len, maps)), channels=len(manifest.channels), classes=manifest.classes, batch=1,
-        probabilities=settings.probabilities, resident=resident_bytes(),
+        probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skip_air and not settings.reference,
     )  # fmt: skip
     memory.require(settings.memory_bytes, available_bytes())
     announce(memory.line())

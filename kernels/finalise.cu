@@ -25,7 +25,7 @@ struct Extent {
 // The rows of one class's sums that make one output row: those of weight other than zero.
 struct Rows {
     int count;
-    unsigned offset[4];
+    int64_t offset[4];
     float weight[4];
 };
 
@@ -60,7 +60,7 @@ __device__ __forceinline__ Rows rows_of(int oz, int oy, const Side& z, const Sid
         const bool upper_z = place >= 2 || (place == 1 && !second_is_y);
         const bool upper_y = place == 3 || (place == 1 && second_is_y);
         const int at_z = upper_z ? in_z.at[1] : in_z.at[0], at_y = upper_y ? in_y.at[1] : in_y.at[0];
-        rows.offset[place] = (unsigned(at_z) * unsigned(size.y) + unsigned(at_y)) * unsigned(size.x);
+        rows.offset[place] = (int64_t(at_z) * size.y + at_y) * size.x;
         rows.weight[place] =
             dropgen::corner_weight(upper_z ? in_z.side[1] : in_z.side[0], upper_y ? in_y.side[1] : in_y.side[0],
                                    totals_z[at_z], totals_y[at_y]);
@@ -68,12 +68,11 @@ __device__ __forceinline__ Rows rows_of(int oz, int oy, const Side& z, const Sid
     return rows;
 }
 
-// One class's value at place x of the rows, which lie at 32-bit offsets: cheaper to keep than addresses.
 template <int COUNT>
-__device__ __forceinline__ float blended(const float* __restrict__ own, const Rows& rows, unsigned x) {
-    float value = rows.weight[0] * own[rows.offset[0] + x];
+__device__ __forceinline__ float blended(const float* const* row, const Rows& rows, int x) {
+    float value = rows.weight[0] * row[0][x];
 #pragma unroll
-    for (int r = 1; r < COUNT; ++r) value = value + rows.weight[r] * own[rows.offset[r] + x];
+    for (int r = 1; r < COUNT; ++r) value = value + rows.weight[r] * row[r][x];
     return value;
 }
 
@@ -95,28 +94,45 @@ struct Winner {
 };
 
 template <int COUNT, bool IDENTITY_X>
-__device__ __forceinline__ float logit(const float* __restrict__ own, const Rows& rows, const Ends& ends) {
-    const float lower = blended<COUNT>(own, rows, unsigned(ends.lower));
+__device__ __forceinline__ float logit(const float* const* row, const Rows& rows, const Ends& ends) {
+    const float lower = blended<COUNT>(row, rows, ends.lower);
     if (IDENTITY_X) return ends.near * lower;
-    return dropgen::between(ends.near, lower, ends.far, blended<COUNT>(own, rows, unsigned(ends.upper)));
+    return dropgen::between(ends.near, lower, ends.far, blended<COUNT>(row, rows, ends.upper));
 }
 
 template <int COUNT, bool IDENTITY_X, bool EXTRAS>
-__device__ __forceinline__ Winner<EXTRAS> walk(const float* __restrict__ sums, int classes, int64_t stride,
-                                               const Rows& rows, const Ends& ends) {
+__device__ __forceinline__ Winner<EXTRAS> walk(const float* __restrict__ sums, int classes, int64_t stride, const Rows& rows,
+                               const Ends& ends) {
+    const float* row[COUNT];
+#pragma unroll
+    for (int r = 0; r < COUNT; ++r) row[r] = sums + rows.offset[r];
     Winner<EXTRAS> winner;
-    // Loads of a few classes stand before the first comparison, those of the last few too.
-    constexpr int TOGETHER = COUNT == 1 && IDENTITY_X ? 16 : COUNT == 4 && !IDENTITY_X ? 2 : 4;
-#pragma unroll 1
-    for (int k = 0; k < classes; k += TOGETHER, sums += TOGETHER * stride) {
+    // Loads of a few classes stand before the first comparison.
+    constexpr int TOGETHER = COUNT == 1 && IDENTITY_X ? 8 : COUNT == 4 ? 2 : 4;
+    int k = 0;
+    for (; k + TOGETHER <= classes; k += TOGETHER) {
         float value[TOGETHER];
 #pragma unroll
-        for (int i = 0; i < TOGETHER; ++i)
-            value[i] = k + i < classes ? logit<COUNT, IDENTITY_X>(sums + i * stride, rows, ends) : 0.0f;
+        for (int i = 0; i < TOGETHER; ++i) {
+            value[i] = logit<COUNT, IDENTITY_X>(row, rows, ends);
 #pragma unroll
-        for (int i = 0; i < TOGETHER; ++i)
-            if (k + i < classes) winner.meet(value[i], k + i);
+            for (int r = 0; r < COUNT; ++r) row[r] += stride;
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) winner.meet(value[i], k + i);
     }
+    if (k == classes) return winner;
+    // The last few together, too: one after another, each would wait for the memory.
+    float value[TOGETHER];
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i) {
+        value[i] = k + i < classes ? logit<COUNT, IDENTITY_X>(row, rows, ends) : 0.0f;
+#pragma unroll
+        for (int r = 0; r < COUNT; ++r) row[r] += stride;
+    }
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i)
+        if (k + i < classes) winner.meet(value[i], k + i);
     return winner;
 }
 

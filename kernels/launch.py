@@ -163,4 +163,5 @@ def statistics_launch(
         *pointers(table),
     )  # fmt: skip
     entry = "statistics_u8" if label_bytes == 1 else "statistics_u16"
-    return Launch(entry, (blocks_for_rows(shape[1], threads), shape[0], 1), arguments, threads)
+    columns = -(-shape[2] // LANES)
+    return Launch(entry, (blocks_for_rows(columns, threads), shape[0], 1), arguments, threads)

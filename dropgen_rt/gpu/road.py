@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from dropgen_rt.air import AIR_LEVEL, greatest_levels
 from dropgen_rt.errors import DeviceMemoryError
@@ -37,6 +37,8 @@ from dropgen_rt.slide import Rolled, at_z, batches
 from dropgen_rt.windows import Blend, WindowPlan, axis_totals, axis_weights
 
 FLOAT = 4
+PIECE = 2**24
+START_BYTES = 12  # three int32
 
 
 class GpuRoad:
@@ -53,12 +55,25 @@ class GpuRoad:
         """A copy of a C-contiguous array on the device, through pinned memory that later scans use again."""
         if self._staging.nbytes < array.nbytes:
             self._staging = self.device.pinned((array.nbytes,), np.uint8)
-        staged = self._staging[: array.nbytes].view(array.dtype).reshape(array.shape)
+        staged, given = self._staging[: array.nbytes], array.reshape(-1).view(np.uint8)
         self.device.synchronise(self.stream)  # the memory may still be on its way to the device
-        np.copyto(staged, array)
         address = held.room(array.shape, array.dtype)
-        self.device.upload(address, staged, self.stream)
+        for first in range(0, array.nbytes, PIECE):  # one piece travels while the next is copied
+            piece = staged[first : first + PIECE]
+            np.copyto(piece, given[first : first + PIECE])
+            self.device.upload(address + first, piece, self.stream)
         return address
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A new host array with what is on the device once the stream's work is done."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self._staging.nbytes < size:
+            self._staging = self.device.pinned((size,), np.uint8)
+        landed = self._staging[:size]
+        if size:
+            self.device.download(landed, address, self.stream)
+        self.device.synchronise(self.stream)
+        return landed.view(dtype).reshape(shape).copy()
 
     def resample(self, array: NDArray[np.generic], taps: Sequence[Taps], held: Buffers) -> int:
         """(C, nz, ny, nx) float32 on the device: ``array`` (C, z, y, x), a view of any strides, on the working grid."""
@@ -189,41 +204,41 @@ class GpuRoll:
         """Labels (nz, ny, nx) on the host, and their probability if asked for."""
         starts = self.plan.starts
         for layer in layers(self.plan, self.maps[0], self.totals[0]):
-            own, own_air, first = starts[layer.windows], air[layer.windows], 0
-            while first < len(own):  # batches may shrink on the way
-                some, is_air = next(batches(own[first:], own_air[first:], self.batch))
-                self.add(some, is_air, layer)
-                first += len(some)
-                progress(len(some))
+            with Buffers(self.road.device, self.road.stream) as mine:
+                self.place(starts[layer.windows], layer, mine)
+                self._add_layer(air[layer.windows], progress)
             self.finalise(layer)
         shape = tuple(map(len, self.maps))
-        best = self.held.get(self.probability, shape, np.float32) if self.probability else None
-        return self.held.get(self.labels, shape, self.label_type), best
+        best = self.road.download(self.probability, shape, np.float32) if self.probability else None
+        return self.road.download(self.labels, shape, self.label_type), best
 
-    def add(self, starts: NDArray[np.int32], is_air: bool, layer: Layer) -> None:
-        """One batch of windows through the network and onto the ring."""
-        logits = self._of_air() if is_air else self._of_network(starts)
-        while logits == 0:  # memory ran out inside the network: by halves
-            half = len(starts[: self.batch])
-            self.add(starts[:half], False, layer)
-            starts = starts[half:]
-            if not len(starts):
-                return
-            logits = self._of_network(starts) if len(starts) <= self.batch else 0
-        self._accumulate(logits, starts, layer)
+    def place(self, starts: NDArray[np.int32], layer: Layer, mine: Buffers) -> None:
+        """The layer's starts on the device: in the image, and for each place in the ring."""
+        self.starts, self.at = starts, mine.put(np.ascontiguousarray(starts))
+        rings = [at_z(starts, z) for z in layer.ring_starts]
+        self.in_ring = [(moved, mine.put(moved)) for moved in rings]
 
-    def _of_network(self, starts: NDArray[np.int32]) -> int:
+    def _add_layer(self, air: NDArray[np.bool_], progress: Callable[[int], None]) -> None:
+        """Every window of the layer through the network and onto the ring; batches may shrink on the way."""
+        first = 0
+        while first < len(self.starts):
+            some, is_air = next(batches(self.starts[first:], air[first:], self.batch))
+            logits = self._of_air() if is_air else self._of_network(first, len(some))
+            if logits:  # else memory ran out inside the network: the same again, by halves
+                self._accumulate(logits, first, len(some))
+                first += len(some)
+                progress(len(some))
+
+    def _of_network(self, first: int, count: int) -> int:
         """The address of the logits; 0 if the network ran out of memory, and then the batch is smaller."""
-        with Buffers(self.road.device, self.road.stream) as mine:
-            shape = (self.channels, *self.plan.shape)
-            at = mine.put(np.ascontiguousarray(starts))
-            window, table = self.plan.window, self.tables.normalisation
-            self.road.launch(gather_launch(self.image, shape, at, len(starts), window, table, self.windows))
-            try:
-                self.engine.infer_device(self.windows, self.logits, len(starts), self.road.stream)
-            except DeviceMemoryError:
-                self._shrink()
-                return 0
+        shape, window, table = (self.channels, *self.plan.shape), self.plan.window, self.tables.normalisation
+        at = self.at + first * START_BYTES
+        self.road.launch(gather_launch(self.image, shape, at, count, window, table, self.windows))
+        try:
+            self.engine.infer_device(self.windows, self.logits, count, self.road.stream)
+        except DeviceMemoryError:
+            self._shrink()
+            return 0
         return self.logits
 
     def _of_air(self) -> int:
@@ -235,18 +250,16 @@ class GpuRoll:
             self.engine.infer_device(self.windows, self.air_logits, 1, stream)
         return self.air_logits
 
-    def _accumulate(self, logits: int, starts: NDArray[np.int32], layer: Layer) -> None:
-        with Buffers(self.road.device, self.road.stream) as mine:
-            for start in layer.ring_starts:
-                moved = at_z(starts, start)
-                box = bounding_box(moved, self.plan.window, self.ring_shape[1:])
-                if not box[1][0]:
-                    continue
-                shape = (len(moved), self.classes, *self.plan.window)
-                at, weights = mine.put(moved), self.tables.weights
-                self.road.launch(
-                    accumulate_launch(self.ring, self.ring_shape, box, logits, shape, at, weights, self.logit_type)
-                )
+    def _accumulate(self, logits: int, first: int, count: int) -> None:
+        for starts, at in self.in_ring:
+            box = bounding_box(starts[first : first + count], self.plan.window, self.ring_shape[1:])
+            if not box[1][0]:
+                continue
+            shape, weights = (count, self.classes, *self.plan.window), self.tables.weights
+            own = at + first * START_BYTES
+            self.road.launch(
+                accumulate_launch(self.ring, self.ring_shape, box, logits, shape, own, weights, self.logit_type)
+            )
 
     def finalise(self, layer: Layer) -> None:
         """Labels of the planes that are final, and zeros where the next will be."""
