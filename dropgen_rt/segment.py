@@ -52,6 +52,11 @@ class Settings:
         if self.reference and self.probabilities:
             raise UsageError("reference mode takes the arg-max on the working grid and gives no probabilities")
 
+    @property
+    def skips_air(self) -> bool:
+        """Whether windows of nothing but air are left out; in reference mode none is."""
+        return self.skip_air and not self.reference
+
     def resolved(self, manifest: Manifest) -> tuple[float, Blend]:
         """Overlap and blend, every choice made."""
         if self.reference:
@@ -167,7 +172,7 @@ def _roll_on_cpu(
     """Labels on the grid of ``maps``, and the memory they take."""
     memory = plan_memory(
         plan, tuple(map(len, maps)), channels=len(manifest.channels), classes=manifest.classes, batch=1,
-        probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skip_air and not settings.reference,
+        probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
     )  # fmt: skip
     memory.require(settings.memory_bytes, available_bytes())
     announce(memory.line())
@@ -177,8 +182,7 @@ def _roll_on_cpu(
         bounds = normalisation(working, manifest.intensity)
     found = roll(
         working.array, plan, bounds, engine.infer, manifest.classes, maps, blend=settings.resolved(manifest)[1],
-        probability=settings.probabilities, skip_air=settings.skip_air and not settings.reference, progress=count,
-        watch=watch,
+        probability=settings.probabilities, skip_air=settings.skips_air, progress=count, watch=watch,
     )  # fmt: skip
     return found, memory
 

@@ -80,7 +80,7 @@ def roll_scan(
         found = roll_on_gpu(
             road, held, image, plan, bounds, engine, manifest.classes, maps, blend=settings.resolved(manifest)[1],
             batch=chosen.batch, probability=settings.probabilities, progress=count, watch=watch,
-            skip_air=settings.skip_air and not settings.reference,
+            skip_air=settings.skips_air,
         )  # fmt: skip
     return found, chosen.memory
 
