@@ -144,7 +144,7 @@ def main() -> None:
     edge, rounds = arguments.size, arguments.rounds
     rows = [
         compared(
-            f"{classes} classes, {edge}^3 from 1.5 mm", [classes, [edge] * 3, [1.0] * 3, 1.5], WAYS, arguments.rounds
+            f"{classes} classes, {edge}^3 from 1.5 mm", [classes, [edge] * 3, [1.0] * 3, 1.5], arguments.ways, rounds
         )
         for classes in arguments.classes
     ]

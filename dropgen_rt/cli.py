@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from dropgen_rt.cli_bench import bench
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
 from dropgen_rt.windows import BLENDS, Blend
 
@@ -162,6 +163,8 @@ def _require(module: str, extra: str) -> None:
     if find_spec(module) is None:
         raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
 
+
+main.add_command(bench)
 
 if __name__ == "__main__":
     sys.exit(main())

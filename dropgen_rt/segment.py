@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from dropgen_rt.volume import Scan, Volume, read_scan
 from dropgen_rt.windows import BLENDS, Blend, WindowPlan
 
 REFERENCE_OVERLAP = 0.5
+
+_WARM: WeakSet[Engine] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,8 @@ def _roll_on_cpu(
     engine: Engine, watch: Stopwatch, count: Callable[[int], None], announce: Callable[[str], None],
 ) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
     """Labels on the grid of ``maps``, and the memory they take."""
+    with watch.stage("warm_up"):
+        _warm_up(engine, manifest)
     memory = plan_memory(
         plan, tuple(map(len, maps)), channels=len(manifest.channels), classes=manifest.classes, batch=1,
         probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
@@ -185,6 +190,13 @@ def _roll_on_cpu(
         probability=settings.probabilities, skip_air=settings.skips_air, progress=count, watch=watch,
     )  # fmt: skip
     return found, memory
+
+
+def _warm_up(engine: Engine, manifest: Manifest) -> None:
+    """One window through a new engine: it takes its workspace then, which the prediction of memory must see."""
+    if engine not in _WARM:
+        engine.infer(np.zeros((1, len(manifest.channels), *manifest.window), np.float32))
+        _WARM.add(engine)
 
 
 def _roll_on_gpu(*arguments: Any) -> tuple[Rolled, MemoryPlan]:

@@ -113,8 +113,8 @@ def open_device(number: int = 0, library: str | None = None) -> Device:
 
         return BindingsDevice(number)
     raise DeviceError(
-        f"device cuda:{number}: pycuda is not installed; install it with: pip install 'dropgen-rt[tensorrt]', "
-        "or use --device cpu"
+        f"device cuda:{number}: pycuda is not installed; install it with: pip install 'dropgen-rt[tensorrt]' "
+        "or, where it does not build, 'dropgen-rt[cuda]'; or use --device cpu"
     )
 
 
