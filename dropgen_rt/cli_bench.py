@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _others(
         )
         return np.ascontiguousarray(change.undo(way(problem)))
 
-    return {name: (lambda way=way: run(way)) for name, way in ways(network, names).items()}
+    return {name: partial(run, way) for name, way in ways(network, names).items()}
 
 
 def _dice(labels: dict[str, np.ndarray], classes: int) -> dict[str, float]:

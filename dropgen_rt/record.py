@@ -72,7 +72,9 @@ def label_volumes(
 ) -> tuple[LabelVolume, ...]:
     """Voxel counts and millilitres of every label of the model, absent ones included."""
     # Plane by plane: bincount makes 64-bit copies of what it counts.
-    counts = sum(np.bincount(plane.ravel(), minlength=len(names) + 1) for plane in labels)
+    counts = np.zeros(len(names) + 1, np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.ravel(), minlength=len(names) + 1)
     return tuple(
         LabelVolume(label.value, label.name, int(counts[label.value]), counts[label.value] * geometry.voxel_volume_ml)
         for label in names

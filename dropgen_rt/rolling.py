@@ -62,9 +62,7 @@ def layers(plan: WindowPlan, z: AxisMap, totals_z: NDArray[np.float32]) -> Itera
         covered = np.arange(kept, min(start + plan.window[0], plan.shape[0]))
         totals = np.ones(depth, np.float32)
         totals[covered % depth] = totals_z[covered]
-        own = AxisMap(
-            *(np.ascontiguousarray(side[done:end] % depth) for side in (z.lower, z.upper)), z.fraction[done:end]
-        )
+        own = AxisMap(z.lower[done:end] % depth, z.upper[done:end] % depth, z.fraction[done:end])
         next_kept = plan.shape[0] if last else max(final - 1, 0)
         windows = slice(index * per_layer, (index + 1) * per_layer)
         yield Layer(windows, _ring_starts(start, plan.window[0], depth), slice(done, end), own, totals,

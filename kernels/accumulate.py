@@ -5,7 +5,7 @@
 arithmetic from accumulate.h.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from dropgen_rt.kernels.checks import require_array, require_separate, require_t
 Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
 
-_ENTRIES = {
+_ENTRIES: dict[Any, Callable[..., None]] = {
     np.dtype(np.float32): _host.accumulate_f32,
     np.dtype(np.float16): _host.accumulate_f16,
     np.dtype(np.uint16): _host.accumulate_bf16,

@@ -32,7 +32,7 @@ def keys_of(values: Float32Array) -> NDArray[np.uint32]:
 def value_of(key: int) -> np.float32:
     """The value that has this key."""
     bits = key & 0x7FFFFFFF if key >> 31 else ~key & 0xFFFFFFFF
-    return np.array(bits, np.uint32).view(np.float32)[()]
+    return np.float32(np.array(bits, np.uint32).view(np.float32).item())
 
 
 def no_extremes(count: int) -> NDArray[np.uint32]:
@@ -70,7 +70,8 @@ def extremes(volume: Float32Array, starts: Int32Array, window: Sequence[int]) ->
     require_three("window", window)
     out = np.empty((len(starts), len(volume), 2), np.float32)
     if out.size:
-        _host.extremes(volume, starts, *window, out)
+        window_z, window_y, window_x = window
+        _host.extremes(volume, starts, window_z, window_y, window_x, out)
     return out
 
 

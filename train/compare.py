@@ -40,7 +40,7 @@ class Problem:
         return torch.from_numpy(gather_definition(self.image, start, self.image.shape[1:], self.bounds))
 
 
-def monai_way(network: nn.Module) -> Way:
+def monai_way(network: Callable[[Tensor], Tensor]) -> Way:
     """``sliding_window_inference`` over ``network`` and trilinear interpolation of its logits."""
 
     def run(problem: Problem) -> Labels:
@@ -61,7 +61,7 @@ def bfloat16(network: nn.Module) -> nn.Module:
     class Autocast(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = network.to(memory_format=torch.channels_last_3d)
+            self.inner = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
         def forward(self, windows: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):

@@ -94,7 +94,8 @@ class BindingsDevice:
         address = int(_called(driver.cuMemHostAlloc(size, 0)))
         self._pinned.append(address)
         buffer = (ctypes.c_uint8 * size).from_address(address)
-        return np.frombuffer(buffer, dtype, count=int(np.prod(shape))).reshape(shape)
+        whole: NDArray[Any] = np.ctypeslib.as_array(buffer)
+        return whole[: int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
     def upload(self, address: int, array: NDArray[Any], stream: int = 0) -> None:
         _called(driver.cuMemcpyHtoDAsync(address, address_of(array), array.nbytes, stream))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dropgen_rt.engines.contract import Engine
 from dropgen_rt.gpu.buffers import Buffers
@@ -56,11 +57,11 @@ def choose_batch(
 
 
 def roll_scan(
-    volume: Volume, plan: WindowPlan, maps: Sequence[AxisMap], manifest: Manifest, settings: "Settings",  # noqa: F821
+    volume: Volume, plan: WindowPlan, maps: Sequence[AxisMap], manifest: Manifest, settings: Any,
     engine: Engine, watch: Stopwatch, count: Callable[[int], None], announce: Callable[[str], None],
     road: GpuRoad | None = None,
 ) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
-    """Labels on the grid of ``maps``, and the memory they take on the engine's GPU.
+    """Labels on the grid of ``maps``, by segment.Settings, and the memory they take on the engine's GPU.
 
     Raises DeviceError if the GPU stops answering, MemoryLimitError if the scan does not fit.
     """
