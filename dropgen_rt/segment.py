@@ -176,7 +176,8 @@ def _roll_on_cpu(
     with watch.stage("warm_up"):
         _warm_up(engine, manifest)
     memory = plan_memory(
-        plan, (len(maps[0]), len(maps[1]), len(maps[2])), channels=len(manifest.channels), classes=manifest.classes, batch=1,
+        plan, (len(maps[0]), len(maps[1]), len(maps[2])), channels=len(manifest.channels), batch=1,
+        classes=manifest.classes,
         probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
     )  # fmt: skip
     memory.require(settings.memory_bytes, available_bytes())
