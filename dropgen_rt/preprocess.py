@@ -18,18 +18,27 @@ from dropgen_rt.scan_header import MAX_VOXELS
 from dropgen_rt.volume import Volume
 
 
+def working_grid(scan: Geometry, orientation: str, spacing_mm: tuple[float, float, float]) -> Geometry:
+    """The model's grid over a scan's field of view.
+
+    Raises UnsuitableInputError for a field of view that the working spacing fills with too many voxels.
+    """
+    working = scan.reoriented(orientation)[0].resampled(spacing_mm)
+    if math.prod(working.size) > MAX_VOXELS:
+        raise UnsuitableInputError(
+            f"a scan of {_by(scan.size)} voxels of {_by(scan.spacing_mm)} mm has more than "
+            f"{MAX_VOXELS} voxels at the model's spacing, {_by(spacing_mm)} mm; check the scan's spacing, or crop it"
+        )
+    return working
+
+
 def to_working_grid(volume: Volume, orientation: str, spacing_mm: tuple[float, float, float]) -> Volume:
     """Reorient and resample a scan: (C, z, y, x) float32 on the working grid, intensities untouched.
 
     Raises UnsuitableInputError for a field of view that the working spacing fills with too many voxels.
     """
     oriented, change = volume.geometry.reoriented(orientation)
-    working = oriented.resampled(spacing_mm)
-    if math.prod(working.size) > MAX_VOXELS:
-        raise UnsuitableInputError(
-            f"a scan of {_by(volume.geometry.size)} voxels of {_by(volume.geometry.spacing_mm)} mm has more than "
-            f"{MAX_VOXELS} voxels at the model's spacing, {_by(spacing_mm)} mm; check the scan's spacing, or crop it"
-        )
+    working = working_grid(volume.geometry, orientation, spacing_mm)
     array = change.apply(volume.array)
     taps = working_taps(oriented, working)
     if taps is None:

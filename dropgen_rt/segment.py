@@ -17,7 +17,7 @@ from dropgen_rt.kernels import AxisMap
 from dropgen_rt.manifest import Manifest
 from dropgen_rt.memory import MemoryPlan, available_bytes, plan_memory, resident_bytes
 from dropgen_rt.model import Model
-from dropgen_rt.preprocess import normalisation, to_working_grid
+from dropgen_rt.preprocess import normalisation, to_working_grid, working_grid
 from dropgen_rt.record import Record, Stopwatch, label_volumes
 from dropgen_rt.slide import Rolled, roll
 from dropgen_rt.store import open_named
@@ -145,7 +145,7 @@ def _segment(
     """Labels and what goes with them on the scan's grid, the memory they took, and the number of windows."""
     overlap, _ = settings.resolved(manifest)
     oriented, change = volume.geometry.reoriented(manifest.orientation)
-    working = oriented.resampled(manifest.spacing_mm)
+    working = working_grid(volume.geometry, manifest.orientation, manifest.spacing_mm)
     # Planned before anything is made: a scan that does not fit is refused at once.
     plan = WindowPlan.cover(working.shape, manifest.window, overlap)
     own_grid = tuple(AxisMap.identity(size) for size in plan.shape)
