@@ -1,12 +1,46 @@
-"""The C++ host kernels and the report's viewer; everything else about the package is in pyproject.toml."""
+"""Host kernels, CUDA kernels where nvcc is, and the report's viewer; everything else is in pyproject.toml."""
 
+import importlib.util
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
+
+STEMS = ("gather", "accumulate", "finalise", "resample", "reduce", "statistics")
+
+
+def compiler_of_cuda() -> object:
+    """kernels/compile.py without the package around it, which does not exist yet."""
+    for name in ("architectures", "compile"):
+        where = Path("kernels") / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"dropgen_rt.kernels.{name}", where)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[f"dropgen_rt.kernels.{name}"] = module
+        spec.loader.exec_module(module)
+    return module
+
+
+class BuildKernels(build_ext):
+    """Adds one image per .cu file to a wheel: machine code for every architecture, and PTX for those to come.
+
+    Not into an editable install, which compiles for its own GPU when it first meets one; DROPGEN_RT_CUDA=0 leaves
+    them out of a wheel, too.
+    """
+
+    def run(self) -> None:
+        super().run()
+        wanted = os.environ.get("DROPGEN_RT_CUDA", "1") != "0" and not self.inplace and not self.editable_mode
+        if wanted and shutil.which("nvcc"):
+            out = Path(self.build_lib) / "dropgen_rt" / "kernels"
+            out.mkdir(parents=True, exist_ok=True)
+            compiler_of_cuda().compile_kernels(out, source=Path("kernels"))
 
 
 def fetch_viewer() -> None:
@@ -28,12 +62,12 @@ class SdistWithViewer(sdist):
 
 
 setup(
-    cmdclass={"build_py": BuildWithViewer, "sdist": SdistWithViewer},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildWithViewer, "sdist": SdistWithViewer},
     ext_modules=[
         Pybind11Extension(
             "dropgen_rt.kernels._host",
-            ["kernels/host.cpp", "kernels/gather.cpp", "kernels/accumulate.cpp", "kernels/finalise.cpp"],
-            depends=["kernels/gather.h", "kernels/accumulate.h", "kernels/finalise.h", "kernels/portable.h"],
+            ["kernels/host.cpp", *(f"kernels/{stem}.cpp" for stem in STEMS)],
+            depends=["kernels/portable.h", *(f"kernels/{stem}.h" for stem in STEMS)],
             include_dirs=["kernels"],
             cxx_std=17,
             # No contraction into fused multiply-adds: host, GPU and NumPy must round alike.

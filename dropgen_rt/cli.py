@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from dropgen_rt import cli_engines, cli_export, cli_models
+from dropgen_rt.cli_bench import bench
 from dropgen_rt.cli_inspect import inspect
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
 from dropgen_rt.outputs import FORMATS, parse_formats
@@ -48,20 +49,26 @@ main.add_command(inspect)
 @click.option("--overlap", type=float, help="Share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+@click.option("--memory", metavar="SIZE", help="Most memory to use, such as 4G; too little for a scan is refused.")
+@click.option("--every-window", is_flag=True, help="Ask the network about windows of nothing but air, too.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--format", "formats", multiple=True, metavar="NAME", help=f"Of {', '.join(FORMATS)}; several: A,B.")
 @click.option("--series", metavar="UID", help="The series of a DICOM input, or UID:NUMBER; see inspect.")
 @click.option("--report", is_flag=True, help="Also write SCAN_report.html: an interactive viewer in one file.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
-    overlap: float | None, blend: Blend | None, device: str, quiet: bool, formats: tuple[str, ...], series: str | None,
-    report: bool,
+    overlap: float | None, blend: Blend | None, device: str, memory: str | None, every_window: bool, quiet: bool,
+    formats: tuple[str, ...], series: str | None, report: bool,
 ) -> None:  # fmt: skip
     """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
+    from dropgen_rt.memory import parse_bytes
     from dropgen_rt.segment import Settings
 
-    settings = Settings(overlap=overlap, blend=blend, reference=reference)
+    limit = None if memory is None else parse_bytes(memory)
+    settings = Settings(
+        overlap=overlap, blend=blend, reference=reference, skip_air=not every_window, memory_bytes=limit
+    )
     failures = infer_files(scans, out, model, settings, device, quiet, report, parse_formats(formats), series)
     if failures:
         raise SystemExit(failures[0].exit_code)
@@ -147,6 +154,8 @@ def _require(module: str, extra: str) -> None:
     if find_spec(module) is None:
         raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
 
+
+main.add_command(bench)
 
 if __name__ == "__main__":
     sys.exit(main())

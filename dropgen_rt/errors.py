@@ -71,3 +71,15 @@ class EngineError(ModelError):
 
 class PrecisionError(ModelError):
     """A precision that the engine or the machine does not have; never replaced by another on the quiet."""
+
+
+class DeviceError(ResourceError):
+    """No such GPU, no driver for it, or a GPU that stopped answering."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The GPU has too little free memory."""
+
+
+class MemoryLimitError(ResourceError):
+    """The work needs more memory than there is, or than was allowed."""

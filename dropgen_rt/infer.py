@@ -121,7 +121,7 @@ def infer_file(job: Job, model: Model, settings: Settings, engine: Engine, conso
     for warning in scan.warnings:
         console.line(f"warning: {scan.path.name}: {warning}")
     with console.progress(scan.path.name) as progress:
-        result = segment(scan, model, settings, engine=engine, progress=progress)
+        result = segment(scan, model, settings, engine=engine, progress=progress, announce=console.line)
     with atomic_group(job.files) as temporaries:
         label_files = temporaries[: len(job.labels)]
         record_file, picture_file, *report_files = temporaries[len(job.labels) :]

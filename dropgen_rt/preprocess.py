@@ -4,16 +4,32 @@ Training and inference both come through here, so they cannot differ.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.errors import UnsuitableInputError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.kernels import Normalisation
+from dropgen_rt.kernels import Normalisation, Taps, percentiles, resample
+from dropgen_rt.kernels.resample import VOXEL_TYPES
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.scan_header import MAX_VOXELS
 from dropgen_rt.volume import Volume
+
+
+def working_grid(scan: Geometry, orientation: str, spacing_mm: tuple[float, float, float]) -> Geometry:
+    """The model's grid over a scan's field of view.
+
+    Raises UnsuitableInputError for a field of view that the working spacing fills with too many voxels.
+    """
+    working = scan.reoriented(orientation)[0].resampled(spacing_mm)
+    if math.prod(working.size) > MAX_VOXELS:
+        raise UnsuitableInputError(
+            f"a scan of {_by(scan.size)} voxels of {_by(scan.spacing_mm)} mm has more than "
+            f"{MAX_VOXELS} voxels at the model's spacing, {_by(spacing_mm)} mm; check the scan's spacing, or crop it"
+        )
+    return working
 
 
 def to_working_grid(volume: Volume, orientation: str, spacing_mm: tuple[float, float, float]) -> Volume:
@@ -22,18 +38,25 @@ def to_working_grid(volume: Volume, orientation: str, spacing_mm: tuple[float, f
     Raises UnsuitableInputError for a field of view that the working spacing fills with too many voxels.
     """
     oriented, change = volume.geometry.reoriented(orientation)
-    working = oriented.resampled(spacing_mm)
-    if math.prod(working.size) > MAX_VOXELS:
-        raise UnsuitableInputError(
-            f"a scan of {_by(volume.geometry.size)} voxels of {_by(volume.geometry.spacing_mm)} mm has more than "
-            f"{MAX_VOXELS} voxels at the model's spacing, {_by(spacing_mm)} mm; check the scan's spacing, or crop it"
-        )
+    working = working_grid(volume.geometry, orientation, spacing_mm)
     array = change.apply(volume.array)
-    for axis in range(3):  # z, y, x
-        weights = interpolation_weights(oriented, working, axis)
-        if weights is not None:
-            array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis + 1)), 0, axis + 1)
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), working)
+    taps = working_taps(oriented, working)
+    if taps is None:
+        return Volume(np.ascontiguousarray(array, dtype=np.float32), working)
+    accepted = array if array.dtype in VOXEL_TYPES else array.astype(np.float32)
+    return Volume(resample(accepted, taps), working)
+
+
+def working_taps(source: Geometry, target: Geometry) -> tuple[Taps, Taps, Taps] | None:
+    """The taps of z, y and x from one grid to another of the same direction; None if they are the same grid."""
+    matrices = [interpolation_weights(source, target, axis) for axis in range(3)]
+    if all(matrix is None for matrix in matrices):
+        return None
+    z, y, x = (
+        Taps.identity(size) if matrix is None else Taps.of_matrix(matrix)
+        for size, matrix in zip(source.shape, matrices, strict=True)
+    )
+    return z, y, x
 
 
 def interpolation_weights(source: Geometry, target: Geometry, axis: int) -> NDArray[np.float32] | None:
@@ -67,14 +90,25 @@ def labels_to_working_grid(
 
 def normalisation(working: Volume, intensity: Intensity) -> Normalisation:
     """The per-channel clip and scale of this scan. Raises UnsuitableInputError if a channel has no contrast."""
+
+    def of_channel(channel: int, percents: Sequence[float]) -> list[float]:
+        values = working.array[channel]
+        return percentiles(values, percents)
+
+    return normalisation_of(of_channel, len(working.array), intensity)
+
+
+def normalisation_of(
+    channel_percentiles: Callable[[int, Sequence[float]], list[float]], channels: int, intensity: Intensity
+) -> Normalisation:
+    """``normalisation`` of a scan whose percentiles are counted elsewhere: channel_percentiles(channel, percents)."""
     lower, upper = [], []
-    for index, channel in enumerate(working.array):
+    for index in range(channels):
+        low, high = intensity.lower, intensity.upper
         if intensity.kind == "percentile":
-            low, high = np.percentile(channel, [intensity.lower, intensity.upper])
+            low, high = channel_percentiles(index, [low, high])
             if low == high:  # a small object in much air: the percentiles meet, the extremes do not
-                low, high = channel.min(), channel.max()
-        else:
-            low, high = intensity.lower, intensity.upper
+                low, high = channel_percentiles(index, [0, 100])
         if not low < high:
             raise UnsuitableInputError(
                 f"channel {index} holds the single value {low:g} on the model's grid; give a scan with contrast"

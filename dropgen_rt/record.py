@@ -55,6 +55,8 @@ class Record:
     versions: dict[str, str]
     warnings: tuple[str, ...] = ()
     schema: str = RECORD_SCHEMA
+    skipped_windows: int = 0
+    predicted_peak_bytes: int = 0
 
     def with_timings(self, around: Stopwatch) -> "Record":
         """The same with the stages of the caller, which read the scan and wrote the results."""
@@ -69,7 +71,10 @@ def label_volumes(
     labels: NDArray[np.unsignedinteger], geometry: Geometry, names: tuple[Label, ...]
 ) -> tuple[LabelVolume, ...]:
     """Voxel counts and millilitres of every label of the model, absent ones included."""
-    counts = np.bincount(labels.ravel(), minlength=len(names) + 1)
+    # Plane by plane: bincount makes 64-bit copies of what it counts.
+    counts = np.zeros(len(names) + 1, np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.ravel(), minlength=len(names) + 1)
     return tuple(
         LabelVolume(label.value, label.name, int(counts[label.value]), counts[label.value] * geometry.voxel_volume_ml)
         for label in names

@@ -1,9 +1,11 @@
 """The road of a scan: read, working grid, windows, logits, labels on the scan's own grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +13,20 @@ from numpy.typing import NDArray
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.kernels import AxisMap, finalise
+from dropgen_rt.kernels import AxisMap
 from dropgen_rt.manifest import Manifest
+from dropgen_rt.memory import MemoryPlan, available_bytes, plan_memory, resident_bytes
 from dropgen_rt.model import Model
-from dropgen_rt.preprocess import normalisation, to_working_grid
+from dropgen_rt.preprocess import normalisation, to_working_grid, working_grid
 from dropgen_rt.record import Record, Stopwatch, label_volumes
-from dropgen_rt.slide import argmax_labels, slide
+from dropgen_rt.slide import Rolled, roll
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import Scan, Volume, read_scan
 from dropgen_rt.windows import BLENDS, Blend, WindowPlan
 
 REFERENCE_OVERLAP = 0.5
+
+_WARM: WeakSet[Engine] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,16 @@ class Settings:
     """How windows overlap and blend. ``None`` means the model's own choice.
 
     ``reference`` fixes both to those of MONAI's sliding window (0.5, constant) and takes the arg-max on the
-    working grid, as the published method does; labels then go to the scan's grid by nearest neighbour.
+    working grid, as the published method does; labels then go to the scan's grid by nearest neighbour; no window is
+    skipped. ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
     """
 
     overlap: float | None = None
     blend: Blend | None = None
     reference: bool = False
     probabilities: bool = False
+    skip_air: bool = True
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:
@@ -46,6 +54,11 @@ class Settings:
             raise UsageError("reference mode fixes overlap and blend; leave --overlap and --blend out")
         if self.reference and self.probabilities:
             raise UsageError("reference mode takes the arg-max on the working grid and gives no probabilities")
+
+    @property
+    def skips_air(self) -> bool:
+        """Whether windows of nothing but air are left out; in reference mode none is."""
+        return self.skip_air and not self.reference
 
     def resolved(self, manifest: Manifest) -> tuple[float, Blend]:
         """Overlap and blend, every choice made."""
@@ -74,12 +87,14 @@ def segment(
     *,
     engine: Engine | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Segmentation:
     """Segment one scan.
 
     ``scan`` is a path, a Scan from read_scan, or a Volume (C, z, y, x); ``model`` a name, a path, a Model, or
     None for the default. An ``engine`` opened before is used and left open. ``progress(done, total)`` counts
-    windows. Raises InputError, ModelError, UsageError or ResourceError; see dropgen_rt.errors.
+    windows; ``announce`` is told, before the start, how much memory the scan will take. Raises InputError,
+    ModelError, UsageError or ResourceError; see dropgen_rt.errors.
     """
     watch = Stopwatch()
     with watch.stage("read"):
@@ -93,7 +108,7 @@ def segment(
     with watch.stage("open_engine"):
         running = engine or open_engine(opened, precision="fp32" if chosen.reference else None)
     try:
-        labels, best, windows = _segment(source.volume, manifest, chosen, running, watch, progress)
+        found, memory, windows = _segment(source.volume, manifest, chosen, running, watch, progress, announce)
         described = {item: getattr(running, item) for item in ("name", "version", "precision", "device")}
     except UnsuitableInputError as error:  # found on the working grid, where the file is not known
         raise UnsuitableInputError(f"{source.path}: {error}") from error
@@ -107,12 +122,15 @@ def segment(
         engine=described,
         settings={"overlap": overlap, "blend": blend, "reference": chosen.reference},
         windows=windows,
-        labels=label_volumes(labels, geometry, manifest.labels),
+        skipped_windows=found.skipped,
+        predicted_peak_bytes=memory.peak,
+        labels=label_volumes(found.labels, geometry, manifest.labels),
         timings_s={name: round(seconds, 4) for name, seconds in watch.seconds.items()},
         versions={name: version(name) for name in ("dropgen-rt", "numpy", "simpleitk")},
         warnings=source.warnings,
     )
-    return Segmentation(Volume(labels[None], geometry), record, None if best is None else Volume(best[None], geometry))
+    best = None if found.probability is None else Volume(found.probability[None], geometry)
+    return Segmentation(Volume(found.labels[None], geometry), record, best)
 
 
 def _segment(
@@ -122,13 +140,16 @@ def _segment(
     engine: Engine,
     watch: Stopwatch,
     progress: Callable[[int, int], None],
-) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None, int]:
-    """Labels (z, y, x) on the scan's grid, the winning probability if asked for, and the number of windows."""
-    overlap, blend = settings.resolved(manifest)
-    with watch.stage("to_working_grid"):
-        working = to_working_grid(volume, manifest.orientation, manifest.spacing_mm)
-        bounds = normalisation(working, manifest.intensity)
-    plan = WindowPlan.cover(working.geometry.shape, manifest.window, overlap)
+    announce: Callable[[str], None],
+) -> tuple[Rolled, MemoryPlan, int]:
+    """Labels and what goes with them on the scan's grid, the memory they took, and the number of windows."""
+    overlap, _ = settings.resolved(manifest)
+    oriented, change = volume.geometry.reoriented(manifest.orientation)
+    working = working_grid(volume.geometry, manifest.orientation, manifest.spacing_mm)
+    # Planned before anything is made: a scan that does not fit is refused at once.
+    plan = WindowPlan.cover(working.shape, manifest.window, overlap)
+    own_grid = tuple(AxisMap.identity(size) for size in plan.shape)
+    maps = own_grid if settings.reference else native_maps(working, oriented)
     done = 0
 
     def count(windows: int) -> None:
@@ -136,18 +157,53 @@ def _segment(
         done += windows
         progress(done, len(plan))
 
-    with watch.stage("network"):
-        sums, totals = slide(working.array, plan, bounds, engine.infer, manifest.classes, blend=blend, progress=count)
-    oriented, change = volume.geometry.reoriented(manifest.orientation)
+    run = _roll_on_gpu if hasattr(engine, "infer_device") else _roll_on_cpu
+    found, memory = run(volume, plan, maps, manifest, settings, engine, watch, count, announce)
     with watch.stage("finalise"):
+        labels, best = found.labels, found.probability
         if settings.reference:
-            labels, best = nearest(argmax_labels(sums, totals), working.geometry, oriented), None
-        else:
-            maps = native_maps(working.geometry, oriented)
-            labels, best = finalise(sums, totals, maps, probability=settings.probabilities)
+            labels = nearest(labels, working, oriented)
         labels = np.ascontiguousarray(change.undo(labels))
         best = None if best is None else np.ascontiguousarray(change.undo(best))
-    return labels, best, len(plan)
+    return Rolled(labels, best, found.skipped), memory, len(plan)
+
+
+def _roll_on_cpu(
+    volume: Volume, plan: WindowPlan, maps: Sequence[AxisMap], manifest: Manifest, settings: Settings,
+    engine: Engine, watch: Stopwatch, count: Callable[[int], None], announce: Callable[[str], None],
+) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
+    """Labels on the grid of ``maps``, and the memory they take."""
+    with watch.stage("warm_up"):
+        _warm_up(engine, manifest)
+    memory = plan_memory(
+        plan, (len(maps[0]), len(maps[1]), len(maps[2])), channels=len(manifest.channels), batch=1,
+        classes=manifest.classes,
+        probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
+    )  # fmt: skip
+    memory.require(settings.memory_bytes, available_bytes())
+    announce(memory.line())
+    with watch.stage("to_working_grid"):
+        working = to_working_grid(volume, manifest.orientation, manifest.spacing_mm)
+    with watch.stage("normalisation"):
+        bounds = normalisation(working, manifest.intensity)
+    found = roll(
+        working.array, plan, bounds, engine.infer, manifest.classes, maps, blend=settings.resolved(manifest)[1],
+        probability=settings.probabilities, skip_air=settings.skips_air, progress=count, watch=watch,
+    )  # fmt: skip
+    return found, memory
+
+
+def _warm_up(engine: Engine, manifest: Manifest) -> None:
+    """One window through a new engine: it takes its workspace then, which the prediction of memory must see."""
+    if engine not in _WARM:
+        engine.infer(np.zeros((1, len(manifest.channels), *manifest.window), np.float32))
+        _WARM.add(engine)
+
+
+def _roll_on_gpu(*arguments: Any) -> tuple[Rolled, MemoryPlan]:
+    from dropgen_rt.gpu.scan import roll_scan  # the driver's library is there only where a GPU is
+
+    return roll_scan(*arguments)
 
 
 def native_maps(working: Geometry, native: Geometry) -> tuple[AxisMap, AxisMap, AxisMap]:

@@ -8,14 +8,23 @@ definition in NumPy and its checks, ``gather.h`` its arithmetic, ``gather.cpp`` 
 from dropgen_rt.kernels.accumulate import accumulate
 from dropgen_rt.kernels.finalise import AxisMap, finalise
 from dropgen_rt.kernels.gather import Normalisation, gather
+from dropgen_rt.kernels.reduce import extremes, histogram, percentiles
+from dropgen_rt.kernels.resample import Taps, resample
+from dropgen_rt.kernels.statistics import statistics
 from dropgen_rt.kernels.threads import set_threads, threads
 
 __all__ = [
     "AxisMap",
     "Normalisation",
+    "Taps",
     "accumulate",
+    "extremes",
     "finalise",
     "gather",
+    "histogram",
+    "percentiles",
+    "resample",
     "set_threads",
+    "statistics",
     "threads",
 ]

@@ -1,45 +1,90 @@
-// One thread owns one accumulator voxel (k, z, y, x) of the windows' bounding box and walks the windows in
-// order: blockIdx.x and threadIdx.x run over a (y, x) plane of the box, blockIdx.y is its z, blockIdx.z is k.
-// No atomics.
+// One warp owns one row (k, z, y) of the accumulator inside the windows' bounding box, each lane every 32nd
+// voxel, and walks the windows in order: blockIdx.x and the warp give the box's y, blockIdx.y its z, blockIdx.z is
+// k. No atomics.
 //
-// Bytes moved per accumulator voxel: 4 read and 4 written if a window covers it, 4 read per window that does.
-// Operations per window that covers it: 3 products, 1 sum.
-// Launch: grid (ceil(by * bx / block), bz, K), block THREADS_PER_BLOCK; the box is `bounding_box` in
+// Bytes moved per accumulator voxel: 4 read and 4 written if a window covers it, and per window that does 4 read
+// (2 if the logits are half or bfloat16). Operations per window that covers it: 3 products, 1 sum.
+// Launch: grid (ceil(by / warps per block), bz, K), block THREADS_PER_BLOCK; the box is `bounding_box` in
 // accumulate.py.
 
 #include "accumulate.h"
+#include "warp.h"
 
-extern "C" __global__ void accumulate(float* __restrict__ sums,  // (K, Z, Y, X)
-                                      int size_z, int size_y, int size_x, int box_z, int box_y,
-                                      int box_x,  // first voxel of the box
-                                      int box_size_y, int box_size_x,
-                                      const float* __restrict__ logits,  // (B, K, wz, wy, wx)
-                                      int batch, int classes, int window_z, int window_y, int window_x,
-                                      const int* __restrict__ starts,  // (B, 3) as z, y, x
-                                      const float* __restrict__ weights_z,
-                                      const float* __restrict__ weights_y,
-                                      const float* __restrict__ weights_x) {
-    const unsigned plane_index = blockIdx.x * blockDim.x + threadIdx.x;
-    if (plane_index >= unsigned(box_size_y) * unsigned(box_size_x)) return;
-    const int64_t k = blockIdx.z;
-    const int64_t z = int64_t(box_z) + blockIdx.y;
-    const int64_t y = int64_t(box_y) + plane_index / unsigned(box_size_x);
-    const int64_t x = int64_t(box_x) + plane_index % unsigned(box_size_x);
+namespace {
 
-    float* const own = sums + ((k * size_z + z) * size_y + y) * size_x + x;
-    float sum = *own;
-    bool covered = false;
-    for (int b = 0; b < batch; ++b) {
-        const int64_t pz = z - starts[3 * b];
-        const int64_t py = y - starts[3 * b + 1];
-        const int64_t px = x - starts[3 * b + 2];
-        if (!dropgen::contains(window_z, pz) || !dropgen::contains(window_y, py) ||
-            !dropgen::contains(window_x, px))
-            continue;
-        const float weight = dropgen::window_weight(weights_z[pz], weights_y[py], weights_x[px]);
-        const int64_t at = (((b * int64_t(classes) + k) * window_z + pz) * window_y + py) * window_x + px;
-        sum = dropgen::accumulated(sum, weight, logits[at]);
-        covered = true;
+template <typename Logit>
+__device__ __forceinline__ void accumulate_row(float* __restrict__ sums, int size_z, int size_y, int size_x, int box_z,
+                               int box_y, int box_x, int box_size_y, int box_size_x,
+                               const Logit* __restrict__ logits, int batch, int classes, int window_z,
+                               int window_y, int window_x, const int* __restrict__ starts,
+                               const float* __restrict__ weights_z, const float* __restrict__ weights_y,
+                               const float* __restrict__ weights_x) {
+    using namespace dropgen;
+    constexpr int TOGETHER = 8;
+    const Lane own = lane();
+    if (own.row >= box_size_y) return;
+    const int k = int(blockIdx.z), z = box_z + int(blockIdx.y), y = box_y + own.row;
+    float* const row = sums + ((int64_t(k) * size_z + z) * size_y + y) * size_x + box_x;
+
+#pragma unroll 1
+    for (int first = own.x; first < box_size_x; first += LANES * TOGETHER) {
+        float sum[TOGETHER] = {};
+        bool loaded = false;
+#pragma unroll 1
+        for (int b = 0; b < batch; ++b) {
+            // Unsigned, so that one comparison sees both ends, and a start anywhere in 32 bits wraps to outside.
+            const unsigned pz = unsigned(z) - unsigned(starts[3 * b]);
+            const unsigned py = unsigned(y) - unsigned(starts[3 * b + 1]);
+            const unsigned shift = unsigned(box_x) - unsigned(starts[3 * b + 2]);  // from the box's x to the window's
+            if (pz >= unsigned(window_z) || py >= unsigned(window_y)) continue;  // the same for the whole warp
+            if (!loaded) {
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i)
+                    sum[i] = first + i * LANES < box_size_x ? row[first + i * LANES] : 0.0f;
+                loaded = true;
+            }
+            const Logit* const from =
+                logits + (((int64_t(b) * classes + k) * window_z + pz) * window_y + py) * window_x;
+            const float weight_z = weights_z[pz], weight_y = weights_y[py];
+            Logit logit[TOGETHER] = {};
+            float weight_x[TOGETHER] = {};
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) {
+                const unsigned px = shift + unsigned(first + i * LANES);
+                if (px >= unsigned(window_x) || first + i * LANES >= box_size_x) continue;
+                logit[i] = from[px];
+                weight_x[i] = weights_x[px];
+            }
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) {
+                const unsigned px = shift + unsigned(first + i * LANES);
+                if (px >= unsigned(window_x)) continue;
+                const float weight = window_weight(weight_z, weight_y, weight_x[i]);
+                sum[i] = accumulated(sum[i], weight, widened(logit[i]));
+            }
+        }
+        if (!loaded) continue;
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i)
+            if (first + i * LANES < box_size_x) row[first + i * LANES] = sum[i];
     }
-    if (covered) *own = sum;
 }
+
+}  // namespace
+
+// sums (K, Z, Y, X); box_*: its first voxel and its size; logits (B, K, wz, wy, wx); starts (B, 3) as z, y, x.
+#define DROPGEN_ACCUMULATE(name, Logit)                                                                    \
+    extern "C" __global__ void __launch_bounds__(256)                                                     \
+        name(float* sums, int size_z, int size_y, int size_x, int box_z, int box_y, \
+                                    int box_x, int box_size_y, int box_size_x, const Logit* logits,        \
+                                    int batch, int classes, int window_z, int window_y, int window_x,      \
+                                    const int* starts, const float* weights_z, const float* weights_y,     \
+                                    const float* weights_x) {                                              \
+        accumulate_row<Logit>(sums, size_z, size_y, size_x, box_z, box_y, box_x, box_size_y, box_size_x,   \
+                              logits, batch, classes, window_z, window_y, window_x, starts, weights_z,     \
+                              weights_y, weights_x);                                                       \
+    }
+
+DROPGEN_ACCUMULATE(accumulate_f32, float)
+DROPGEN_ACCUMULATE(accumulate_f16, dropgen::Half)
+DROPGEN_ACCUMULATE(accumulate_bf16, dropgen::BFloat16)

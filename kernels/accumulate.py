@@ -5,7 +5,8 @@
 arithmetic from accumulate.h.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +17,28 @@ from dropgen_rt.kernels.checks import require_array, require_separate, require_t
 Float32Array = NDArray[np.float32]
 Int32Array = NDArray[np.int32]
 
+_ENTRIES: dict[Any, Callable[..., None]] = {
+    np.dtype(np.float32): _host.accumulate_f32,
+    np.dtype(np.float16): _host.accumulate_f16,
+    np.dtype(np.uint16): _host.accumulate_bf16,
+}
+
+
+def widened(logits: NDArray[Any]) -> Float32Array:
+    """Logits in float32: float16 widened, uint16 read as the bits of bfloat16, which NumPy does not have."""
+    if logits.dtype == np.uint16:
+        return (logits.astype(np.uint32) << 16).view(np.float32)
+    return logits.astype(np.float32, copy=False)
+
 
 def accumulate_definition(
-    sums: Float32Array, logits: Float32Array, starts: Int32Array, weights: Sequence[Float32Array]
+    sums: Float32Array, logits: NDArray[Any], starts: Int32Array, weights: Sequence[Float32Array]
 ) -> None:
     """The definition of ``accumulate``, in NumPy."""
     weights_z, weights_y, weights_x = weights
     weight = (weights_z[:, None, None] * weights_y[:, None]) * weights_x
     window = np.array(weight.shape)
-    for window_logits, start in zip(logits, starts.astype(np.int64), strict=True):
+    for window_logits, start in zip(widened(logits), starts.astype(np.int64), strict=True):
         first = np.maximum(start, 0)
         last = np.minimum(start + window, sums.shape[1:])
         if (first >= last).any():  # the window misses the volume
@@ -55,12 +69,13 @@ def bounding_box(
     return (z, y, x), (size_z, size_y, size_x)
 
 
-def accumulate(sums: Float32Array, logits: Float32Array, starts: Int32Array, weights: Sequence[Float32Array]) -> None:
+def accumulate(sums: Float32Array, logits: NDArray[Any], starts: Int32Array, weights: Sequence[Float32Array]) -> None:
     """Add weighted windows to ``sums``, in place.
 
         sums[k, start + p] += ((wz[pz] * wy[py]) * wx[px]) * logits[b, k, p]
 
-    sums: (K, Z, Y, X) float32, changed in place. logits: (B, K, wz, wy, wx) float32.
+    sums: (K, Z, Y, X) float32, changed in place. logits: (B, K, wz, wy, wx) float32, float16, or
+    uint16 that holds the bits of bfloat16.
     starts: (B, 3) int32, the first voxel of each window as (z, y, x).
     weights: three float32 tables of lengths wz, wy, wx.
 
@@ -71,7 +86,10 @@ def accumulate(sums: Float32Array, logits: Float32Array, starts: Int32Array, wei
     require_array("sums", sums, np.float32, ("K", "Z", "Y", "X"), writes=True)
     require_array("starts", starts, np.int32, ("B", 3))
     require_three("weights", weights)
-    require_array("logits", logits, np.float32, (len(starts), len(sums), "wz", "wy", "wx"))
+    dtype = getattr(logits, "dtype", np.float32)
+    require_array(
+        "logits", logits, dtype if dtype in _ENTRIES else np.float32, (len(starts), len(sums), "wz", "wy", "wx")
+    )
     for name, table, length in zip("zyx", weights, logits.shape[2:], strict=True):
         require_array(f"weights for {name}", table, np.float32, (length,))
     require_separate("sums", sums, "logits", logits)
@@ -81,4 +99,5 @@ def accumulate(sums: Float32Array, logits: Float32Array, starts: Int32Array, wei
     if size_z:
         weights_z, weights_y, weights_x = weights
         last_z = first_z + size_z
-        _host.accumulate(sums, logits, starts, weights_z, weights_y, weights_x, first_z, last_z)
+        stored = logits.view(np.uint16) if logits.dtype == np.float16 else logits
+        _ENTRIES[logits.dtype](sums, stored, starts, weights_z, weights_y, weights_x, first_z, last_z)

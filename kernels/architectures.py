@@ -11,6 +11,9 @@ THREADS_PER_BLOCK = 256
 # stem -> the entry points of <stem>.cu; grid and arguments stand in the file's first comment
 ENTRY_POINTS = {
     "gather": ("gather",),
-    "accumulate": ("accumulate",),
+    "accumulate": ("accumulate_f32", "accumulate_f16", "accumulate_bf16"),
     "finalise": ("finalise_u8", "finalise_u16"),
+    "resample": ("resample_f32", "resample_i16", "resample_u16", "resample_u8"),
+    "reduce": ("extremes", "histogram"),
+    "statistics": ("statistics_u8", "statistics_u16"),
 }

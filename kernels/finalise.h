@@ -33,6 +33,16 @@ DROPGEN_HD inline float between(float near, float lower, float far, float upper)
 // Strictly greater: on a tie the first label wins.
 DROPGEN_HD inline bool beats(float value, float best) { return value > best; }
 
+// Before any class: below every logit.
+DROPGEN_HD inline float no_logit() { return -INFINITY; }
+
+// The second greatest logit so far, when `value` joins `best` and `second`. The margin is best - second: 0 at a
+// tie, infinite where there is one class.
+DROPGEN_HD inline float runner_up(float second, float value, float best) {
+    const float lesser = value > best ? best : value;
+    return lesser > second ? lesser : second;
+}
+
 // The sum over the classes seen so far of exp(value - best), when the best moves with the classes.
 DROPGEN_HD inline float softmax_total(float total, float value, float best) {
     const float smaller = expf(value > best ? best - value : value - best);

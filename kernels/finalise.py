@@ -7,7 +7,7 @@ arithmetic from finalise.h.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,9 +93,26 @@ def finalise_definition(
     return logits.argmax(axis=0), probability, logits
 
 
+class Finalised(NamedTuple):
+    """What ``finalise`` returns; ``probability`` and ``margin`` are None unless asked for."""
+
+    labels: LabelArray
+    probability: Float32Array | None
+    margin: Float32Array | None
+
+
+def margin_definition(logits: Float32Array) -> Float32Array:
+    """The definition of the margin: the winning logit minus the next one, (nz, ny, nx); infinite for one class."""
+    if len(logits) == 1:
+        return np.full(logits.shape[1:], np.inf, np.float32)
+    second, best = np.partition(logits, len(logits) - 2, axis=0)[-2:]
+    return best - second
+
+
 def finalise(
-    sums: Float32Array, totals: Sequence[Float32Array], axes: Sequence[AxisMap], *, probability: bool = False
-) -> tuple[LabelArray, Float32Array | None]:
+    sums: Float32Array, totals: Sequence[Float32Array], axes: Sequence[AxisMap], *, probability: bool = False,
+    margin: bool = False, out: LabelArray | None = None,
+) -> Finalised:  # fmt: skip
     """Label every voxel of an output grid with the class of the greatest interpolated logit.
 
     sums: (K, Z, Y, X) float32, what ``accumulate`` left; finite.
@@ -106,8 +123,9 @@ def finalise(
     The K logits are divided by the total weight, interpolated trilinearly (order of operations: finalise.h)
     and compared; on a tie the first class wins. No array of K values per output voxel is formed.
 
-    Returns labels (nz, ny, nx), uint8 up to 256 classes and uint16 above, and, if asked, the softmax
-    probability of the label at each voxel, float32 of the same shape; else None.
+    Returns labels (nz, ny, nx), uint8 up to 256 classes and uint16 above (in ``out`` if it was given); if asked, the
+    softmax probability of the label at each voxel and its margin, the logit above the next one, infinite for one class:
+    float32 of the same shape, else None.
     Raises TypeError for a wrong dtype; ValueError for a wrong shape or layout, a map that points outside the
     sums, or totals that are not positive. Releases the GIL.
     """
@@ -123,12 +141,16 @@ def finalise(
     _require_positive(totals)
 
     shape = tuple(len(axis) for axis in axes)
-    labels = np.empty(shape, dtype=np.uint8 if classes <= 256 else np.uint16)
+    dtype = np.uint8 if classes <= 256 else np.uint16
+    if out is not None:
+        require_array("out", out, dtype, shape, writes=True)
+    labels = np.empty(shape, dtype) if out is None else out
+    above = np.empty(shape, dtype=np.float32) if margin else None
     softmax = np.empty(shape, dtype=np.float32) if probability else None
     if labels.size:
         lower, upper, fraction = zip(*((axis.lower, axis.upper, axis.fraction) for axis in axes), strict=True)
-        _host.finalise(sums, totals, lower, upper, fraction, axes[2].is_identity(extents[2]), labels, softmax)
-    return labels, softmax
+        _host.finalise(sums, totals, lower, upper, fraction, axes[2].is_identity(extents[2]), labels, softmax, above)
+    return Finalised(labels, softmax, above)
 
 
 def _require_positive(totals: Sequence[Float32Array]) -> None:

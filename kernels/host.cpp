@@ -24,6 +24,9 @@ int thread_count() {
 void bind_gather(py::module_& module);
 void bind_accumulate(py::module_& module);
 void bind_finalise(py::module_& module);
+void bind_resample(py::module_& module);
+void bind_reduce(py::module_& module);
+void bind_statistics(py::module_& module);
 
 }  // namespace dropgen
 
@@ -35,4 +38,7 @@ PYBIND11_MODULE(_host, module) {
     dropgen::bind_gather(module);
     dropgen::bind_accumulate(module);
     dropgen::bind_finalise(module);
+    dropgen::bind_resample(module);
+    dropgen::bind_reduce(module);
+    dropgen::bind_statistics(module);
 }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #ifdef __CUDACC__
+#include <cuda_fp16.h>
 #define DROPGEN_HD __host__ __device__
 #else
 #define DROPGEN_HD
@@ -42,6 +44,43 @@ DROPGEN_HD inline Span inside(int64_t start, int64_t window, int64_t extent) {
 }
 
 DROPGEN_HD inline bool contains(int64_t extent, int64_t index) { return index >= 0 && index < extent; }
+
+// Logits come in float, half or bfloat16; sums are float. The two short types are carried as their bits, and
+// widened exactly: every half and every bfloat16 is a float.
+struct Half {
+    uint16_t bits;
+};
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+DROPGEN_HD inline float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+DROPGEN_HD inline float widened(float value) { return value; }
+
+DROPGEN_HD inline float widened(BFloat16 value) { return float_of_bits(uint32_t(value.bits) << 16); }
+
+// The exponent moves from 5 to 8 bits. A subnormal half is made one too large by the hidden bit, which is then
+// taken off again: no subnormal float appears, so a flush to zero changes nothing.
+DROPGEN_HD inline float widened(Half value) {
+#ifdef __CUDA_ARCH__
+    return __half2float(__ushort_as_half(value.bits));  // the same value, in one instruction
+#else
+    const uint32_t magnitude = (value.bits & 0x7fffu) << 13, sign = (value.bits & 0x8000u) << 16;
+    const uint32_t exponent = magnitude & 0x0f800000u;
+    const uint32_t bias = exponent == 0x0f800000u ? 224u << 23 : exponent ? 112u << 23 : 113u << 23;
+    const float wide = float_of_bits(magnitude + bias);
+    const float result = exponent ? wide : wide - float_of_bits(113u << 23);
+    uint32_t bits;
+    memcpy(&bits, &result, sizeof bits);
+    return float_of_bits(bits | sign);
+#endif
+}
 
 #ifndef __CUDACC__
 // How many OpenMP threads a kernel uses; defined in host.cpp, set from Python.

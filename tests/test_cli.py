@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("home")
 
 COMMAND = Path(sys.executable).with_name("dropgen-rt")
 VERBS = (
-    "infer", "inspect", "train", "pretrain-encoder", "export", "build-engine", "evaluate", "verify", "doctor", "models",
+    "infer", "inspect", "bench", "train", "pretrain-encoder", "export", "build-engine", "evaluate", "verify", "doctor",
+    "models",
 )  # fmt: skip
 SIZE = (20, 18, 9)
 RESULTS = ["_seg.json", "_seg.nii.gz", "_seg.png"]
@@ -88,7 +89,8 @@ def test_one_scan(scan, out, model_file):
     assert lines[0] == "model tiny, 2 labels"
     assert lines[1].startswith("engine openvino ") and lines[1].endswith(", fp32, cpu")
     # 20, 18 and 18 working voxels by windows of 16
-    assert lines[2:-1] == ["scan.nii.gz: 8 windows"]
+    assert lines[2].startswith("memory: ")
+    assert lines[3:-1] == ["scan.nii.gz: 8 windows"]
     assert names(out) == results("scan")
     labels, source = sitk.ReadImage(out / "scan_seg.nii.gz"), sitk.ReadImage(path)
     assert labels.GetSize() == SIZE and labels.GetPixelID() == sitk.sitkUInt8

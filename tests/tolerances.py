@@ -50,3 +50,11 @@ DICOM_GROUND_TRUTH_MM = 1e-3
 
 # Rescaled DICOM values against a ground truth in float32, relative to the largest: 2 roundings of 6e-8.
 DICOM_RESCALED = 2e-7
+
+# Percentiles, relative, against NumPy's in float64: the ranks' values are exact, the line between them is taken in
+# another order.
+PERCENTILE = 1e-12
+
+# Mean and standard deviation of intensities that were rounded to 16 bits, relative to their range: half a level of
+# rounding in each, and float64 sums of squares.
+LEVEL = 1 / 65535

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from gpu_cases import half_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import CONSTANT_FIELD
@@ -102,7 +103,7 @@ def test_constant_field_stays_constant():
     for first in (0, 3):
         total[first : first + 6] += tables[0]
     axes = [AxisMap.identity(9)] * 3
-    labels, _ = finalise(sums, [total] * 3, axes)
+    labels, _, _ = finalise(sums, [total] * 3, axes)
     assert (labels == 2).all()
     _, _, values = finalise_definition(sums, [total] * 3, axes)
     np.testing.assert_allclose(values, fields[:, None, None, None] + 0 * values, rtol=CONSTANT_FIELD)
@@ -160,3 +161,27 @@ def test_refuses_the_wrong_type(arguments, message):
 def test_refuses_the_wrong_value(arguments, message):
     with pytest.raises(ValueError, match=message):
         accumulate(*arguments)
+
+
+@pytest.mark.parametrize("logit_type", ["f16", "bf16"])
+def test_short_logits_are_widened_exactly(logit_type):
+    rng = np.random.default_rng(0)
+    sums, weights = (
+        rng.normal(size=(3, 7, 8, 40)).astype(np.float32),
+        [rng.random(n, dtype=np.float32) for n in (4, 5, 37)],
+    )
+    stored, wide = half_logits(rng, (2, 3, 4, 5, 37), logit_type)
+    stored = stored.view(np.float16) if logit_type == "f16" else stored
+    starts, expected = starts_of((0, 1, 2), (3, -2, 9)), sums.copy()
+    with np.errstate(invalid="ignore"):
+        accumulate_definition(expected, wide, starts, weights)
+    accumulate(sums, stored, starts, weights)
+    np.testing.assert_array_equal(sums, expected)
+
+
+def test_every_half_is_its_float():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(1, 1, 1, 256, 256)
+    sums = np.zeros((1, 1, 256, 256), np.float32)
+    one = [np.ones(n, np.float32) for n in (1, 256, 256)]
+    accumulate(sums, every, starts_of((0, 0, 0)), one)
+    np.testing.assert_array_equal(sums[0], every[0, 0].astype(np.float32))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tolerances import INTERPOLATION, PROBABILITY
 
 from dropgen_rt.kernels import AxisMap, finalise, set_threads
-from dropgen_rt.kernels.finalise import finalise_definition
+from dropgen_rt.kernels.finalise import finalise_definition, margin_definition
 
 
 def axis_map(lower, upper, fraction) -> AxisMap:
@@ -39,13 +39,14 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[np.ndarray], list[AxisMa
 @settings(max_examples=60, deadline=None)
 @given(problems())
 def test_equals_definition(problem):
-    labels, probability = finalise(*problem, probability=True)
-    expected, expected_probability, _ = finalise_definition(*problem)
+    labels, probability, margin = finalise(*problem, probability=True, margin=True)
+    expected, expected_probability, logits = finalise_definition(*problem)
+    np.testing.assert_array_equal(margin, margin_definition(logits))
     # labels are equal even at ties: both sides round alike
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_allclose(probability, expected_probability, atol=PROBABILITY, rtol=0)
-    without, none = finalise(*problem)
-    assert none is None
+    without, *none = finalise(*problem)
+    assert none == [None, None]
     assert without.tobytes() == labels.tobytes()
 
 
@@ -67,7 +68,7 @@ def test_line_between_two_voxels():
     sums = np.array([[4, 0], [0, 8]], dtype=np.float32).reshape(2, 1, 1, 2)
     totals = [np.ones(1, np.float32), np.ones(1, np.float32), np.array([1, 2], np.float32)]
     x = axis_map([0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0.25, 0.5, 0.75, 1])
-    labels, probability = finalise(sums, totals, [AxisMap.identity(1)] * 2 + [x], probability=True)
+    labels, probability, _ = finalise(sums, totals, [AxisMap.identity(1)] * 2 + [x], probability=True)
     assert labels.tolist() == [[[0, 0, 0, 1, 1]]]  # the tie in the middle goes to the first
     odds = np.exp(np.array([4, 2, 0, 2, 4]))
     np.testing.assert_allclose(probability.ravel(), odds / (odds + 1), atol=PROBABILITY)
@@ -79,7 +80,7 @@ def test_each_axis_is_mapped_by_its_own_map(axis):
     sums = np.eye(4, dtype=np.float32).reshape(4, *[4 if a == axis else 1 for a in range(3)])
     axes = [AxisMap.identity(1)] * 3
     axes[axis] = axis_map([3, 2, 2, 0], [3, 3, 2, 1], [0, 0.25, 0.5, 0.75])
-    labels, _ = finalise(sums, [np.ones(n, np.float32) for n in sums.shape[1:]], axes)
+    labels, _, _ = finalise(sums, [np.ones(n, np.float32) for n in sums.shape[1:]], axes)
     assert labels.ravel().tolist() == [3, 2, 2, 1]
 
 
@@ -88,7 +89,7 @@ def test_label_type_follows_the_number_of_classes(classes, dtype):
     sums = np.zeros((classes, 1, 2, 3), dtype=np.float32)
     sums[-1, 0, 1, 2] = 1
     totals = [np.ones(n, np.float32) for n in (1, 2, 3)]
-    labels, _ = finalise(sums, totals, [AxisMap.identity(n) for n in (1, 2, 3)])
+    labels, _, _ = finalise(sums, totals, [AxisMap.identity(n) for n in (1, 2, 3)])
     assert labels.dtype == dtype
     assert labels.tolist() == [[[0, 0, 0], [0, 0, classes - 1]]]
 
@@ -115,7 +116,7 @@ def test_same_bits_with_one_and_two_threads():
     try:
         for count in (1, 2):
             set_threads(count)
-            results.append([array.tobytes() for array in finalise(sums, totals, axes, probability=True)])
+            results.append([array.tobytes() for array in finalise(sums, totals, axes, probability=True, margin=True)])
     finally:
         set_threads(0)
     assert results[0] == results[1]
@@ -125,14 +126,14 @@ def test_same_bits_with_one_and_two_threads():
 def test_extreme_logits_have_a_probability():
     sums = np.array([-3e38, 3e38, 0], dtype=np.float32).reshape(3, 1, 1, 1)
     one = [np.ones(1, np.float32)] * 3
-    labels, probability = finalise(sums, one, [AxisMap.identity(1)] * 3, probability=True)
+    labels, probability, _ = finalise(sums, one, [AxisMap.identity(1)] * 3, probability=True)
     assert (labels.item(), probability.item()) == (1, 1.0)
 
 
 def test_empty_output():
     sums = np.zeros((2, 3, 3, 3), dtype=np.float32)
     axes = [axis_map([], [], []), AxisMap.identity(3), AxisMap.identity(3)]
-    labels, probability = finalise(sums, [np.ones(3, np.float32)] * 3, axes, probability=True)
+    labels, probability, _ = finalise(sums, [np.ones(3, np.float32)] * 3, axes, probability=True)
     assert labels.shape == probability.shape == (0, 3, 3)
 
 

@@ -1,0 +1,124 @@
+"""How fast each host kernel moves bytes, as a share of a large copy's rate in the same run, on all cores.
+
+    python benchmarks/kernels.py --out benchmarks/results/kernels.json
+
+Bytes are what the operation must move: every input once, every output once. The copy is NumPy's, one thread per core,
+into memory that exists already; it runs between the kernels, so that the ratio holds on a machine that others use too.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from recording import write
+
+from dropgen_rt.kernels import (
+    AxisMap,
+    Normalisation,
+    Taps,
+    accumulate,
+    extremes,
+    finalise,
+    gather,
+    histogram,
+    resample,
+)
+from dropgen_rt.kernels import (
+    statistics as label_statistics,
+)
+from dropgen_rt.kernels.statistics import Levels, empty_table
+
+RUNS = 7
+RNG = np.random.default_rng(0)
+Case = tuple[str, str, int, Callable[[], object]]
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.random(shape, dtype=np.float32)
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def copier(size: int = 2**28) -> Callable[[], object]:
+    """A copy of ``size`` bytes, a piece per core."""
+    cores = len(os.sched_getaffinity(0))
+    source, to = RNG.integers(0, 255, size, np.uint8), np.zeros(size, np.uint8)
+    pieces = [slice(size * i // cores, size * (i + 1) // cores) for i in range(cores)]
+    pool = ThreadPoolExecutor(cores)
+    return lambda: list(pool.map(lambda piece: np.copyto(to[piece], source[piece]), pieces))
+
+
+def stretched(extent: int, count: int) -> AxisMap:
+    places = np.clip((np.arange(count) + 0.5) * extent / count - 0.5, 0, extent - 1)
+    lower = np.floor(places).astype(np.int32)
+    return AxisMap(lower, np.minimum(lower + 1, extent - 1).astype(np.int32), (places - lower).astype(np.float32))
+
+
+def triangle(extent: int, count: int) -> Taps:
+    places = np.clip((np.arange(count) + 0.5) * extent / count - 0.5, 0, extent - 1)[:, None]
+    weights = np.maximum(0, 1 - np.abs(np.arange(extent) - places) / max(extent / count, 1))
+    return Taps.of_matrix(weights / weights.sum(axis=1, keepdims=True))
+
+
+def cases() -> list[Case]:
+    """(kernel, what, bytes, work)."""
+    volume, image = noise(1, 256, 256, 256), noise(1, 192, 192, 192)
+    starts = np.array([(z, y, x) for z in (0, 96) for y in (0, 96) for x in (0, 96)], np.int32)
+    window, windows = (96, 96, 96), np.empty((8, 1, 96, 96, 96), np.float32)
+    sums, logits = noise(14, 97, 192, 192), noise(1, 14, 96, 96, 96)
+    weights = [noise(96) for _ in range(3)]
+    totals = [noise(n) + 0.5 for n in (97, 192, 192)]
+    own = [AxisMap.identity(n) for n in (97, 192, 192)]
+    fine = [stretched(n, m) for n, m in zip((97, 192, 192), (97, 256, 256), strict=True)]
+    labels = np.repeat(RNG.integers(0, 14, (256, 256, 16), np.uint8), 16, axis=2)
+    short = (volume * 1000).astype(np.int16)
+    half = logits.astype(np.float16)
+    bounds, place, table = Normalisation((0.1,), (0.9,), (0.1,), (1.25,)), starts[:1], empty_table(14)
+    same, coarse = [Taps.identity(256)] * 3, [triangle(256, 171)] * 3
+    return [
+        ("gather", "8 windows of 96^3", 2 * windows.nbytes, lambda: gather(image, starts, window, bounds, windows)),
+        ("accumulate", "14 classes, 96^3", 3 * logits.nbytes, lambda: accumulate(sums, logits, place, weights)),
+        ("accumulate", "14 classes, 96^3, half", 5 * half.nbytes, lambda: accumulate(sums, half, place, weights)),
+        ("finalise", "14 classes, 97 x 192 x 192", sums.nbytes + sums[0].size, lambda: finalise(sums, totals, own)),
+        ("finalise", "14 classes, to 97 x 256 x 256", sums.nbytes + 97 * 256 * 256,
+         lambda: finalise(sums, totals, fine)),
+        ("resample", "int16 256^3 as it is", short.nbytes + volume.nbytes, lambda: resample(short, same)),
+        ("resample", "int16 256^3 to 171^3", short.nbytes + 4 * 171**3, lambda: resample(short, coarse)),
+        ("extremes", "8 windows of 128^3", volume.nbytes,
+         lambda: extremes(volume, starts // 96 * 128, (128, 128, 128))),
+        ("histogram", "256^3, 11 bits", volume.nbytes, lambda: histogram(volume, 21, 11, 0)),
+        ("statistics", "256^3, 14 labels", 5 * labels.size,
+         lambda: label_statistics(labels, volume[0], Levels.over(0, 1), table)),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    copy, rows = copier(), []
+    for kernel, what, moved, work in cases():
+        timed(work), timed(copy)
+        pairs = [(timed(copy), timed(work)) for _ in range(RUNS)]
+        shares = [moved / ours / (2 * 2**28 / theirs) for theirs, ours in pairs]
+        seconds = statistics.median(ours for _, ours in pairs)
+        rows.append({"kernel": kernel, "what": what, "bytes": moved, "seconds": seconds,
+                     "copy_seconds": statistics.median(theirs for theirs, _ in pairs),
+                     "share_of_copy_rate": round(statistics.median(shares), 3)})  # fmt: skip
+        print(
+            f"{kernel:12} {what:32} {moved / 1e6:7.0f} MB {seconds * 1e3:8.1f} ms {rows[-1]['share_of_copy_rate']:5.2f}"
+        )
+    write(arguments.out, {"runs": RUNS, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Windows that hold nothing but padding or air need no network: it says the same about all of them.
+
+A window counts as air if, after normalisation, none of its voxels exceeds AIR_LEVEL; padding is 0 there. The network is
+then run once, on a window of zeros, and its logits stand in for those of every such window, so that skipped voxels get
+the label that the network gives to air and the weights stay as they are.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dropgen_rt.kernels import Normalisation, extremes
+
+Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+#: The greatest normalised intensity that still is air: noise around a head after percentile bounds lies below, lung in
+#: CT between -1024 and 1024 HU above.
+AIR_LEVEL = 0.03
+
+
+def greatest_levels(greatest: NDArray[np.float32], normalisation: Normalisation) -> NDArray[np.float32]:
+    """(N, C) normalised intensities of (N, C) raw ones; -inf, of a window outside the volume, becomes padding, 0."""
+    lower, upper, offset, scale = normalisation.table()
+    with np.errstate(invalid="ignore"):
+        levels = (np.clip(greatest, lower, upper) - offset) * scale
+    return np.where(np.isneginf(greatest), np.float32(0), levels)
+
+
+def air_windows(
+    image: NDArray[np.float32], starts: NDArray[np.int32], window: Sequence[int], normalisation: Normalisation
+) -> NDArray[np.bool_]:
+    """(N,) bool: which windows of ``image`` (C, z, y, x) hold only padding or air."""
+    if min(normalisation.scale) <= 0:  # brighter is not more
+        return np.zeros(len(starts), np.bool_)
+    greatest = extremes(image, starts, window)[..., 1]
+    return np.asarray((greatest_levels(greatest, normalisation) <= AIR_LEVEL).all(axis=1))
+
+
+class AirLogits:
+    """The network's answer to a window of zeros, asked for once, when first needed."""
+
+    def __init__(self, infer: Infer, channels: int, window: Sequence[int]) -> None:
+        self._infer, self._shape = infer, (1, channels, *window)
+        self._known: NDArray[np.float32] | None = None
+
+    def logits(self) -> NDArray[np.float32]:
+        """(1, K, wz, wy, wx) float32."""
+        if self._known is None:
+            self._known = self._infer(np.zeros(self._shape, np.float32)).copy()
+        return self._known

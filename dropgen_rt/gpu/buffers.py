@@ -1,0 +1,58 @@
+"""Arrays on the device that are released together."""
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dropgen_rt.gpu.device import Device
+from dropgen_rt.kernels import AxisMap, Taps
+from dropgen_rt.kernels.launch import AxisTables, TapTables
+
+
+class Buffers:
+    """What one piece of work holds on ``device``; use it in a ``with`` block."""
+
+    def __init__(self, device: Device, stream: int = 0) -> None:
+        self.device, self.stream = device, stream
+        self._held: list[int] = []
+
+    def room(self, shape: tuple[int, ...], dtype: DTypeLike) -> int:
+        """The address of an array that is not written yet."""
+        address = self.device.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self._held.append(address)
+        return address
+
+    def put(self, array: NDArray[Any]) -> int:
+        """The address of a copy of a C-contiguous host array; ``array`` must live until the stream has passed."""
+        address = self.room(array.shape, array.dtype)
+        if array.size:
+            self.device.upload(address, array, self.stream)
+        return address
+
+    def put_axis(self, axis: AxisMap) -> AxisTables:
+        """An AxisMap on the device."""
+        return AxisTables(self.put(axis.lower), self.put(axis.upper), self.put(axis.fraction), len(axis))
+
+    def put_taps(self, taps: Taps) -> TapTables:
+        """Taps on the device."""
+        tables = self.put(taps.first), self.put(taps.count), self.put(taps.weight)
+        return TapTables(*tables, taps.weight.shape[1], len(taps))
+
+    def get(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A new host array with what is at ``address`` once the stream's work is done."""
+        array = np.empty(shape, dtype)
+        if array.size:
+            self.device.download(array, address, self.stream)
+        self.device.synchronise(self.stream)
+        return array
+
+    def __enter__(self) -> "Buffers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._held:
+            self.device.release(self._held.pop())

@@ -1,0 +1,299 @@
+"""The road of a scan on a GPU: up once as it is stored, down once as labels.
+
+Resampling, percentiles, gathering, the network, accumulating and finalising work on one stream and one device's memory.
+The order of windows, the slab and the arithmetic are those of the CPU's road (slide.roll, rolling.py, the kernels'
+headers): between the two only the network differs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dropgen_rt.air import AIR_LEVEL, greatest_levels
+from dropgen_rt.errors import DeviceMemoryError
+from dropgen_rt.gpu.buffers import Buffers
+from dropgen_rt.gpu.device import Device, address_of
+from dropgen_rt.gpu.images import load_kernels
+from dropgen_rt.kernels import AxisMap, Normalisation, Taps
+from dropgen_rt.kernels.accumulate import bounding_box
+from dropgen_rt.kernels.launch import (
+    HISTOGRAM_COPIES,
+    AxisTables,
+    Launch,
+    accumulate_launch,
+    extremes_launch,
+    finalise_launch,
+    gather_launch,
+    histogram_launch,
+    resample_launch,
+)
+from dropgen_rt.kernels.reduce import extremes_of_keys, no_extremes, percentiles_of
+from dropgen_rt.record import Stopwatch
+from dropgen_rt.rolling import Layer, layers, ring_depth
+from dropgen_rt.slide import Rolled, at_z, batches
+from dropgen_rt.windows import Blend, WindowPlan, axis_totals, axis_weights
+
+FLOAT = 4
+PIECE = 2**24
+START_BYTES = 12  # three int32
+
+
+class GpuRoad:
+    """What stays on one GPU from scan to scan: kernels, a stream, staging memory. ``close`` leaves the device open."""
+
+    def __init__(self, device: Device, *, kernels_loaded: bool = False) -> None:
+        self.device = device
+        if not kernels_loaded:
+            load_kernels(device)
+        self.stream = device.stream()
+        self._staging = np.empty(0, np.uint8)
+
+    def upload(self, array: NDArray[np.generic], held: Buffers) -> int:
+        """A copy of a C-contiguous array on the device, through pinned memory that later scans use again."""
+        if self._staging.nbytes < array.nbytes:
+            self._staging = self.device.pinned((array.nbytes,), np.uint8)
+        staged, given = self._staging[: array.nbytes], array.reshape(-1).view(np.uint8)
+        self.device.synchronise(self.stream)  # the memory may still be on its way to the device
+        address = held.room(array.shape, array.dtype)
+        for first in range(0, array.nbytes, PIECE):  # one piece travels while the next is copied
+            piece = staged[first : first + PIECE]
+            np.copyto(piece, given[first : first + PIECE])
+            self.device.upload(address + first, piece, self.stream)
+        return address
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A new host array with what is on the device once the stream's work is done."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self._staging.nbytes < size:
+            self._staging = self.device.pinned((size,), np.uint8)
+        landed = self._staging[:size]
+        if size:
+            self.device.download(landed, address, self.stream)
+        self.device.synchronise(self.stream)
+        return landed.view(dtype).reshape(shape).copy()
+
+    def resample(self, array: NDArray[np.generic], taps: Sequence[Taps], held: Buffers) -> int:
+        """(C, nz, ny, nx) float32 on the device: ``array`` (C, z, y, x), a view of any strides, on the working grid."""
+        stored = array.base if array.base is not None and array.base.flags.c_contiguous else array
+        if not (isinstance(stored, np.ndarray) and stored.dtype == array.dtype and stored.flags.c_contiguous):
+            stored = array = np.ascontiguousarray(array)
+        offset = address_of(array) - address_of(stored)
+        with Buffers(self.device, self.stream) as mine:
+            at = self.upload(stored, mine) + offset
+            out = held.room((len(array), *map(len, taps)), np.float32)
+            steps = [step // array.itemsize for step in array.strides]
+            identity = mine.put(Normalisation.identity(len(array)).table())
+            tables = [mine.put_taps(along) for along in taps]
+            self.launch(resample_launch(at, array.dtype.name, steps, len(array), tables, identity, out))
+            self.device.synchronise(self.stream)
+        return out
+
+    def launch(self, launch: Launch) -> None:
+        """Start a kernel on the road's stream."""
+        self.device.launch(launch, self.stream)
+
+    def channel_percentiles(self, image: int, shape: Sequence[int]) -> Callable[[int, Sequence[float]], list[float]]:
+        """Percentiles of one channel of the image (C, z, y, x) on the device."""
+        count = int(np.prod(shape[1:]))
+
+        def of_channel(channel: int, percents: Sequence[float]) -> list[float]:
+            def digits(shift: int, bits: int, prefix: int) -> NDArray[np.int64]:
+                with Buffers(self.device, self.stream) as held:
+                    zeros = np.zeros((HISTOGRAM_COPIES, 1 << bits), np.uint32)
+                    counts = held.put(zeros)
+                    values = image + FLOAT * channel * count
+                    self.launch(histogram_launch(values, count, (shift, bits, prefix), counts))
+                    return held.get(counts, zeros.shape, np.uint32).sum(axis=0, dtype=np.int64)
+
+            return percentiles_of(count, percents, digits)
+
+        return of_channel
+
+    def air_windows(
+        self, image: int, shape: Sequence[int], plan: WindowPlan, normalisation: Normalisation
+    ) -> NDArray[np.bool_]:
+        """(N,) bool, as ``air.air_windows``."""
+        starts = plan.starts
+        if min(normalisation.scale) <= 0:
+            return np.zeros(len(starts), np.bool_)
+        count = len(starts) * shape[0]
+        with Buffers(self.device, self.stream) as held:
+            out = held.put(no_extremes(count))
+            self.launch(extremes_launch(image, shape, held.put(starts), len(starts), plan.window, out))
+            found = extremes_of_keys(held.get(out, (count, 2), np.uint32))
+        greatest = found[:, 1].reshape(len(starts), shape[0])
+        return np.asarray((greatest_levels(greatest, normalisation) <= AIR_LEVEL).all(axis=1))
+
+
+@dataclass
+class Tables:
+    """What the kernels of one scan look up on the device."""
+
+    normalisation: int
+    weights: list[int]
+    totals: list[int]  # of y and x; that of z belongs to a layer
+    axes: list[AxisTables]  # of y and x
+    x_is_identity: bool
+
+
+class GpuRoll:
+    """``slide.roll`` on a GPU, for one scan whose image (C, z, y, x) float32 is on the device at ``image``."""
+
+    def __init__(
+        self, road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation,
+        engine: Any, classes: int, maps: Sequence[AxisMap], blend: Blend, batch: int, probability: bool,
+    ) -> None:  # fmt: skip
+        self.road, self.held, self.image, self.plan = road, held, image, plan
+        self.engine, self.classes, self.maps, self.batch = engine, classes, maps, batch
+        self.channels, self.logit_type = normalisation.channels, getattr(engine, "logit_type", "f32")
+        weights = [axis_weights(edge, blend) for edge in plan.window]
+        self.totals = axis_totals(plan, tuple(weights))
+        self.kept = [normalisation.table(), *weights, *self.totals]  # must live until the stream has read them
+        self.tables = Tables(
+            held.put(self.kept[0]), [held.put(table) for table in weights], [held.put(t) for t in self.totals[1:]],
+            [held.put_axis(axis) for axis in maps[1:]], maps[2].is_identity(plan.shape[2]),
+        )  # fmt: skip
+        self.window_voxels = int(np.prod(plan.window))
+        self.ring_shape = (classes, ring_depth(plan), *plan.shape[1:])
+        self.ring = held.room(self.ring_shape, np.float32)
+        road.device.clear(self.ring, FLOAT * int(np.prod(self.ring_shape)), road.stream)
+        self.label_type = np.uint8 if classes <= 256 else np.uint16
+        shape = tuple(map(len, maps))
+        self.labels = held.room(shape, self.label_type)
+        self.probability = held.room(shape, np.float32) if probability else 0
+        self.windows, self.logits, self.air_logits = 0, 0, 0
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Windows and logits of one batch; where memory is out, of half as many."""
+        while True:
+            room: list[int] = []
+            try:
+                room.append(self.road.device.allocate(FLOAT * self.channels * self.window_voxels * self.batch))
+                room.append(self.road.device.allocate(self._logit_bytes() * self.batch))
+            except DeviceMemoryError:
+                for address in room:
+                    self.road.device.release(address)
+                self._shrink()
+                continue
+            self.windows, self.logits = room
+            return
+
+    def _shrink(self) -> None:
+        if self.batch == 1:
+            raise DeviceMemoryError(
+                f"one window of {self.plan.window} voxels and {self.classes} classes does not fit beside the "
+                "scan's sums; close other programs, or use --device cpu"
+            )
+        self.batch = (self.batch + 1) // 2
+
+    def _logit_bytes(self) -> int:
+        return (FLOAT if self.logit_type == "f32" else 2) * self.classes * self.window_voxels
+
+    def close(self) -> None:
+        for address in (self.windows, self.logits, self.air_logits):
+            if address:
+                self.road.device.release(address)
+
+    def run(
+        self, air: NDArray[np.bool_], progress: Callable[[int], None]
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
+        """Labels (nz, ny, nx) on the host, and their probability if asked for."""
+        starts = self.plan.starts
+        for layer in layers(self.plan, self.maps[0], self.totals[0]):
+            with Buffers(self.road.device, self.road.stream) as mine:
+                self.place(starts[layer.windows], layer, mine)
+                self._add_layer(air[layer.windows], progress)
+            self.finalise(layer)
+        shape = tuple(map(len, self.maps))
+        best = self.road.download(self.probability, shape, np.float32) if self.probability else None
+        return self.road.download(self.labels, shape, self.label_type), best
+
+    def place(self, starts: NDArray[np.int32], layer: Layer, mine: Buffers) -> None:
+        """The layer's starts on the device: in the image, and for each place in the ring."""
+        self.starts, self.at = starts, mine.put(np.ascontiguousarray(starts))
+        rings = [at_z(starts, z) for z in layer.ring_starts]
+        self.in_ring = [(moved, mine.put(moved)) for moved in rings]
+
+    def _add_layer(self, air: NDArray[np.bool_], progress: Callable[[int], None]) -> None:
+        """Every window of the layer through the network and onto the ring; batches may shrink on the way."""
+        first = 0
+        while first < len(self.starts):
+            some, is_air = next(batches(self.starts[first:], air[first:], self.batch))
+            logits = self._of_air() if is_air else self._of_network(first, len(some))
+            if logits:  # else memory ran out inside the network: the same again, by halves
+                self._accumulate(logits, first, len(some))
+                first += len(some)
+                progress(len(some))
+
+    def _of_network(self, first: int, count: int) -> int:
+        """The address of the logits; 0 if the network ran out of memory, and then the batch is smaller."""
+        shape, window, table = (self.channels, *self.plan.shape), self.plan.window, self.tables.normalisation
+        at = self.at + first * START_BYTES
+        self.road.launch(gather_launch(self.image, shape, at, count, window, table, self.windows))
+        try:
+            self.engine.infer_device(self.windows, self.logits, count, self.road.stream)
+        except DeviceMemoryError:
+            self._shrink()
+            return 0
+        return self.logits
+
+    def _of_air(self) -> int:
+        """The network's answer to a window of zeros, asked for once."""
+        if not self.air_logits:
+            size, stream = self._logit_bytes(), self.road.stream
+            self.air_logits = self.road.device.allocate(size)
+            self.road.device.clear(self.windows, FLOAT * self.channels * self.window_voxels, stream)
+            self.engine.infer_device(self.windows, self.air_logits, 1, stream)
+        return self.air_logits
+
+    def _accumulate(self, logits: int, first: int, count: int) -> None:
+        for starts, at in self.in_ring:
+            box = bounding_box(starts[first : first + count], self.plan.window, self.ring_shape[1:])
+            if not box[1][0]:
+                continue
+            shape, weights = (count, self.classes, *self.plan.window), self.tables.weights
+            own = at + first * START_BYTES
+            self.road.launch(
+                accumulate_launch(self.ring, self.ring_shape, box, logits, shape, own, weights, self.logit_type)
+            )
+
+    def finalise(self, layer: Layer) -> None:
+        """Labels of the planes that are final, and zeros where the next will be."""
+        device, stream = self.road.device, self.road.stream
+        planes = layer.planes.stop - layer.planes.start
+        plane_bytes = FLOAT * self.ring_shape[2] * self.ring_shape[3]
+        with Buffers(device, stream) as mine:
+            if planes:
+                before = layer.planes.start * len(self.maps[1]) * len(self.maps[2])
+                axes = [mine.put_axis(layer.z), *self.tables.axes]
+                totals = [mine.put(layer.totals_z), *self.tables.totals]
+                out = self.labels + before * np.dtype(self.label_type).itemsize
+                chance = self.probability + before * FLOAT if self.probability else None
+                identity = self.tables.x_is_identity
+                self.road.launch(finalise_launch(self.ring, self.ring_shape, totals, axes, identity, out, chance))
+            for slots in layer.cleared:
+                first, count = self.ring + slots.start * plane_bytes, slots.stop - slots.start
+                device.clear_rows(first, self.ring_shape[1] * plane_bytes, count * plane_bytes, self.classes, stream)
+            device.synchronise(stream)
+
+
+def roll_on_gpu(
+    road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation, engine: Any,
+    classes: int, maps: Sequence[AxisMap], *, blend: Blend, batch: int, probability: bool = False,
+    skip_air: bool = False,    progress: Callable[[int], None], watch: Stopwatch,
+) -> Rolled:  # fmt: skip
+    """``slide.roll`` on a GPU: the same arguments, but that ``image`` is an address and the engine a DeviceEngine."""
+    with watch.stage("find_air"):
+        shape = (normalisation.channels, *plan.shape)
+        air = road.air_windows(image, shape, plan, normalisation) if skip_air else np.zeros(len(plan), np.bool_)
+    roll = GpuRoll(road, held, image, plan, normalisation, engine, classes, maps, blend, batch, probability)
+    try:
+        with watch.stage("network"):
+            labels, best = roll.run(air, progress)
+    finally:
+        roll.close()
+    return Rolled(labels, best, int(air.sum()))

@@ -1,0 +1,94 @@
+"""One scan on a GPU: memory planned, scan up, working grid, bounds, windows, labels down."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dropgen_rt.engines.contract import Engine
+from dropgen_rt.gpu.buffers import Buffers
+from dropgen_rt.gpu.device import Device, open_device
+from dropgen_rt.gpu.road import FLOAT, GpuRoad, roll_on_gpu
+from dropgen_rt.kernels import AxisMap, Taps
+from dropgen_rt.kernels.resample import VOXEL_TYPES
+from dropgen_rt.manifest import Manifest
+from dropgen_rt.memory import MemoryPlan, plan_memory
+from dropgen_rt.preprocess import normalisation_of, working_taps
+from dropgen_rt.record import Stopwatch
+from dropgen_rt.slide import Rolled
+from dropgen_rt.volume import Volume
+from dropgen_rt.windows import WindowPlan
+
+#: Windows per call of the network where memory allows it.
+BATCH = 4
+
+_ROADS: dict[str, GpuRoad] = {}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    batch: int
+    memory: MemoryPlan
+
+
+def road_on(name: str) -> GpuRoad:
+    """The road of a device, "cuda:0"; opened once and kept, with its kernels and staging memory."""
+    if name not in _ROADS:
+        _ROADS[name] = GpuRoad(open_device(int(name.partition(":")[2] or 0)))
+    return _ROADS[name]
+
+
+def choose_batch(
+    device: Device, plan: WindowPlan, native_shape: tuple[int, int, int], *, channels: int, classes: int, most: int,
+    probabilities: bool, limit: int | None,
+) -> _Choice:  # fmt: skip
+    """The largest batch, up to ``most``, whose peak fits. Raises MemoryLimitError if not even one window does."""
+    free = device.free_bytes()
+    for batch in range(most, 0, -1):
+        counted = plan_memory(
+            plan, native_shape, channels=channels, classes=classes, batch=batch, probabilities=probabilities,
+            resident=device.memory_bytes - free,
+        )  # fmt: skip
+        window = plan.window[0] * plan.window[1] * plan.window[2]
+        memory = MemoryPlan(counted.resident, counted.parts | {"logits": FLOAT * classes * window * batch})
+        if batch == 1 or (sum(memory.parts.values()) <= free and (limit is None or memory.peak <= limit)):
+            memory.require(limit, free)
+            return _Choice(batch, memory)
+    raise AssertionError("a batch is at least one")
+
+
+def roll_scan(
+    volume: Volume, plan: WindowPlan, maps: Sequence[AxisMap], manifest: Manifest, settings: Any,
+    engine: Engine, watch: Stopwatch, count: Callable[[int], None], announce: Callable[[str], None],
+    road: GpuRoad | None = None,
+) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
+    """Labels on the grid of ``maps``, by segment.Settings, and the memory they take on the engine's GPU.
+
+    Raises DeviceError if the GPU stops answering, MemoryLimitError if the scan does not fit.
+    """
+    road = road or road_on(engine.device)
+    native = (len(maps[0]), len(maps[1]), len(maps[2]))
+    chosen = choose_batch(
+        road.device, plan, native, channels=len(manifest.channels), classes=manifest.classes,
+        most=getattr(engine, "batch", BATCH), probabilities=settings.probabilities, limit=settings.memory_bytes,
+    )  # fmt: skip
+    announce(f"{chosen.memory.line()}, batches of {chosen.batch}")
+    with Buffers(road.device, road.stream) as held:
+        with watch.stage("to_working_grid"):
+            image = _working_image(road, held, volume, manifest)
+        shape = (len(volume.array), *plan.shape)
+        with watch.stage("normalisation"):
+            bounds = normalisation_of(road.channel_percentiles(image, shape), shape[0], manifest.intensity)
+        found = roll_on_gpu(
+            road, held, image, plan, bounds, engine, manifest.classes, maps, blend=settings.resolved(manifest)[1],
+            batch=chosen.batch, probability=settings.probabilities, progress=count, watch=watch,
+            skip_air=settings.skips_air,
+        )  # fmt: skip
+    return found, chosen.memory
+
+
+def _working_image(road: GpuRoad, held: Buffers, volume: Volume, manifest: Manifest) -> int:
+    oriented, change = volume.geometry.reoriented(manifest.orientation)
+    array = change.apply(volume.array)
+    array = array if array.dtype in VOXEL_TYPES else array.astype("float32")
+    taps = working_taps(oriented, oriented.resampled(manifest.spacing_mm))
+    return road.resample(array, taps or [Taps.identity(size) for size in array.shape[1:]], held)

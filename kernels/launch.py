@@ -1,0 +1,167 @@
+"""How each CUDA kernel is launched: its grid and its arguments, in the order of the .cu file.
+
+Nothing here knows a driver. A pointer is an address on the device, an int; ``arguments`` holds NumPy scalars, so
+that each says its own size: uint64 for pointers, int32, int64 or float32 for numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dropgen_rt.kernels.architectures import THREADS_PER_BLOCK
+
+LANES = 32
+
+#: Entry points of accumulate by the type of the logits.
+LOGIT_TYPES = ("f32", "f16", "bf16")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel call: ``grid`` counts blocks along x, y and z, each of ``threads`` threads along x."""
+
+    entry: str
+    grid: tuple[int, int, int]
+    arguments: tuple[np.generic, ...]
+    threads: int = THREADS_PER_BLOCK
+
+
+@dataclass(frozen=True)
+class AxisTables:
+    """Addresses of one AxisMap on the device, and the number of its output voxels."""
+
+    lower: int
+    upper: int
+    fraction: int
+    length: int
+
+
+def numbers(*values: int) -> tuple[np.generic, ...]:
+    """Arguments of type int. Raises OverflowError beyond 32 bits."""
+    return tuple(np.int32(value) for value in values)
+
+
+def pointers(*addresses: int | None) -> tuple[np.generic, ...]:
+    """Arguments of type pointer; None is null."""
+    return tuple(np.uint64(address or 0) for address in addresses)
+
+
+def blocks_for_rows(rows: int, threads: int) -> int:
+    """Blocks of ``threads`` threads that give each of ``rows`` rows a warp."""
+    return -(-rows * LANES // threads)
+
+
+def gather_launch(
+    volume: int, shape: Sequence[int], starts: int, batch: int, window: Sequence[int], normalisation: int, out: int,
+    threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``gather.cu``: ``shape`` is the volume's (C, Z, Y, X), ``window`` (wz, wy, wx)."""
+    arguments = (
+        *pointers(volume), *numbers(*shape), *pointers(starts), *numbers(*window), *pointers(normalisation, out),
+    )  # fmt: skip
+    grid = (blocks_for_rows(window[1], threads), window[0], batch * shape[0])
+    return Launch("gather", grid, arguments, threads)
+
+
+def accumulate_launch(
+    sums: int, shape: Sequence[int], box: Sequence[Sequence[int]], logits: int, logits_shape: Sequence[int],
+    starts: int, weights: Sequence[int], logit_type: str = "f32", threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``accumulate.cu``: ``shape`` is (K, Z, Y, X), ``logits_shape`` (B, K, wz, wy, wx).
+
+    ``box`` is what ``bounding_box`` gives, ``weights`` the addresses of three tables, ``logit_type`` of LOGIT_TYPES.
+    """
+    first, size = box
+    arguments = (
+        *pointers(sums), *numbers(*shape[1:], *first, *size[1:]), *pointers(logits), *numbers(*logits_shape),
+        *pointers(starts, *weights),
+    )  # fmt: skip
+    grid = (blocks_for_rows(size[1], threads), size[0], shape[0])
+    return Launch(f"accumulate_{logit_type}", grid, arguments, threads)
+
+
+def finalise_launch(
+    sums: int, shape: Sequence[int], totals: Sequence[int], axes: Sequence[AxisTables], x_is_identity: bool,
+    labels: int, probability: int | None = None, margin: int | None = None, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``finalise.cu``: ``shape`` is (K, Z, Y, X); ``labels`` takes uint8 up to 256 classes and uint16 above."""
+    tables = [address for axis in axes for address in (axis.lower, axis.upper, axis.fraction)]
+    depth, height, width = (axis.length for axis in axes)
+    arguments = (
+        *pointers(sums), *numbers(*shape), *pointers(*totals, *tables), *numbers(x_is_identity, height, width),
+        *pointers(labels, probability, margin),
+    )  # fmt: skip
+    entry = "finalise_u8" if shape[0] <= 256 else "finalise_u16"
+    return Launch(entry, (blocks_for_rows(height, threads), depth, 1), arguments, threads)
+
+
+@dataclass(frozen=True)
+class TapTables:
+    """Addresses of one axis' Taps on the device, its greatest number of taps, and the number of output voxels."""
+
+    first: int
+    count: int
+    weight: int
+    most: int
+    length: int
+
+
+#: Entry points of resample by the scan's voxel type.
+VOXEL_ENTRIES = {"float32": "resample_f32", "int16": "resample_i16", "uint16": "resample_u16", "uint8": "resample_u8"}
+
+HISTOGRAM_BLOCKS = 1056
+HISTOGRAM_COPIES = 64
+
+
+def resample_launch(
+    volume: int, voxel_type: str, steps: Sequence[int], channels: int, taps: Sequence[TapTables],
+    normalisation: int, out: int, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``resample.cu``: ``steps`` in elements along (C, Z, Y, X), ``taps`` of z, y and x."""
+    tables: list[np.generic] = []
+    for axis in taps:
+        tables += [*pointers(axis.first, axis.count, axis.weight), *numbers(axis.most)]
+    depth, height, width = (axis.length for axis in taps)
+    arguments = (
+        *pointers(volume), *map(np.int64, steps), *tables, *numbers(height, width, channels),
+        *pointers(normalisation, out),
+    )  # fmt: skip
+    grid = (blocks_for_rows(height, threads), depth, channels)
+    return Launch(VOXEL_ENTRIES[voxel_type], grid, arguments, threads)
+
+
+def extremes_launch(
+    volume: int, shape: Sequence[int], starts: int, count: int, window: Sequence[int], out: int,
+    threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``reduce.cu``: ``shape`` is (C, Z, Y, X), ``count`` the number of windows, ``out`` (N, C, 2) keys, filled."""
+    arguments = (*pointers(volume), *numbers(*shape), *pointers(starts), *numbers(*window), *pointers(out))
+    return Launch("extremes", (blocks_for_rows(window[1], threads), 1, count * shape[0]), arguments, threads)
+
+
+def histogram_launch(
+    values: int, count: int, digit: tuple[int, int, int], counts: int, copies: int = HISTOGRAM_COPIES,
+    blocks: int = HISTOGRAM_BLOCKS, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``reduce.cu``: ``digit`` is (shift, bits, prefix), ``counts`` (copies, 2**bits) uint32, zeroed."""
+    shift, bits, prefix = digit
+    arguments = (
+        *pointers(values), np.int64(count), *numbers(shift, bits), np.uint32(prefix), *numbers(copies),
+        *pointers(counts),
+    )  # fmt: skip
+    return Launch("histogram", (blocks, 1, 1), arguments, threads)
+
+
+def statistics_launch(
+    labels: int, intensities: int, shape: Sequence[int], label_bytes: int, levels: tuple[float, float], first_z: int,
+    table: int, threads: int = THREADS_PER_BLOCK,
+) -> Launch:  # fmt: skip
+    """``statistics.cu``: ``shape`` is (nz, ny, nx), ``levels`` the offset and the scale of the intensities."""
+    arguments = (
+        *pointers(labels, intensities), *numbers(*shape[1:]), *map(np.float32, levels), *numbers(first_z),
+        *pointers(table),
+    )  # fmt: skip
+    entry = "statistics_u8" if label_bytes == 1 else "statistics_u16"
+    columns = -(-shape[2] // LANES)
+    return Launch(entry, (blocks_for_rows(columns, threads), shape[0], 1), arguments, threads)

@@ -1,0 +1,156 @@
+// resample on the host: OpenMP over the (channel, z) planes of the output. A thread blends the source planes that
+// an output plane needs, then rows, then along x. Shapes and tap ranges were checked in resample.py.
+
+#include "resample.h"
+
+#include <omp.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace dropgen {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Ints = py::array_t<int32_t, py::array::c_style>;
+
+template <typename Voxel>
+struct Source {
+    const Voxel* voxels;
+    int64_t size_y, size_x;
+    Steps steps;
+};
+
+template <typename Voxel>
+DROPGEN_ROW start_row(const Voxel* __restrict from, int64_t step, int64_t count, float weight,
+                      float* __restrict row) {
+    if (step == 1)
+        for (int64_t x = 0; x < count; ++x) row[x] = with_tap(0.0f, weight, float(from[x]));
+    else
+        for (int64_t x = 0; x < count; ++x) row[x] = with_tap(0.0f, weight, float(from[x * step]));
+}
+
+template <typename Voxel>
+DROPGEN_ROW add_row(const Voxel* __restrict from, int64_t step, int64_t count, float weight, float* __restrict row) {
+    if (step == 1)
+        for (int64_t x = 0; x < count; ++x) row[x] = with_tap(row[x], weight, float(from[x]));
+    else
+        for (int64_t x = 0; x < count; ++x) row[x] = with_tap(row[x], weight, float(from[x * step]));
+}
+
+// The taps of x, tap by tap: tables (most, length), so that a tap of all outputs is one run. Beyond an output's own
+// taps the weight is zero, which adds nothing to a sum that began at zero.
+struct TapsAlongX {
+    std::vector<int32_t> place;
+    std::vector<float> weight;
+    bool identity;
+};
+
+TapsAlongX along_x_of(const Taps& x, int64_t length, int64_t extent) {
+    TapsAlongX taps{std::vector<int32_t>(x.most * length), std::vector<float>(x.most * length), length == extent};
+    for (int64_t t = 0; t < x.most; ++t)
+        for (int64_t i = 0; i < length; ++i) {
+            const bool own = t < x.count[i];
+            taps.place[t * length + i] = own ? x.first[i] + int32_t(t) : x.first[i];
+            taps.weight[t * length + i] = own ? x.weight[i * x.most + t] : 0.0f;
+            taps.identity = taps.identity && x.count[i] == 1 && x.first[i] == i;
+        }
+    return taps;
+}
+
+DROPGEN_ROW start_tap(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
+                      int64_t length, float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(0.0f, weight[x], row[place[x]]);
+}
+
+DROPGEN_ROW add_tap(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
+                    int64_t length, float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(out[x], weight[x], row[place[x]]);
+}
+
+DROPGEN_ROW weigh(const float* __restrict row, const float* __restrict weight, int64_t length,
+                  float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(0.0f, weight[x], row[x]);
+}
+
+void along_x(const float* row, const TapsAlongX& taps, int64_t most, int64_t length, float* out) {
+    if (taps.identity) return weigh(row, taps.weight.data(), length, out);
+    start_tap(row, taps.place.data(), taps.weight.data(), length, out);
+    for (int64_t t = 1; t < most; ++t)
+        add_tap(row, taps.place.data() + t * length, taps.weight.data() + t * length, length, out);
+}
+
+DROPGEN_ROW normalise_row(float* __restrict row, int64_t count, ChannelNormalisation n) {
+    for (int64_t x = 0; x < count; ++x) row[x] = normalise(row[x], n);
+}
+
+// The source's (size_y, size_x) plane blended along z for output plane oz.
+template <typename Voxel>
+void blend_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, int64_t oz, float* plane) {
+    for (int64_t y = 0; y < source.size_y; ++y)
+        for (int32_t t = 0; t < z.count[oz]; ++t) {
+            const Voxel* from = source.voxels + channel * source.steps.channel +
+                                (z.first[oz] + t) * source.steps.z + y * source.steps.y;
+            (t ? add_row<Voxel> : start_row<Voxel>)(from, source.steps.x, source.size_x, z.weight[oz * z.most + t],
+                                                    plane + y * source.size_x);
+        }
+}
+
+template <typename Voxel>
+void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first, const std::array<Ints, 3>& count,
+              const std::array<Floats, 3>& weight, const Floats& normalisation, Floats& out) {
+    const auto taps = [&](int axis) {
+        return Taps{first[axis].data(), count[axis].data(), weight[axis].data(), weight[axis].shape(1)};
+    };
+    const Taps z = taps(0), y = taps(1), x = taps(2);
+    const auto step = [&](int axis) { return volume.strides(axis) / int64_t(sizeof(Voxel)); };
+    const Source<Voxel> source{volume.data(), volume.shape(2), volume.shape(3), {step(0), step(1), step(2), step(3)}};
+    const int64_t channels = out.shape(0), depth = out.shape(1), height = out.shape(2), width = out.shape(3);
+    const float* table = normalisation.data();
+    float* to = out.mutable_data();
+    const int threads = thread_count();
+    const TapsAlongX taps_x = along_x_of(x, width, source.size_x);
+    // Allocated here: an exception must not leave a parallel region.
+    std::vector<std::vector<float>> planes(threads, std::vector<float>(source.size_y * source.size_x));
+    std::vector<std::vector<float>> rows(threads, std::vector<float>(source.size_x));
+
+    py::gil_scoped_release released;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < channels * depth; ++i) {
+        float *plane = planes[omp_get_thread_num()].data(), *row = rows[omp_get_thread_num()].data();
+        blend_plane(source, i / depth, z, i % depth, plane);
+        const ChannelNormalisation n = channel_normalisation(table, channels, i / depth);
+        for (int64_t oy = 0; oy < height; ++oy) {
+            for (int32_t t = 0; t < y.count[oy]; ++t)
+                (t ? add_row<float> : start_row<float>)(plane + (y.first[oy] + t) * source.size_x, 1, source.size_x,
+                                                        y.weight[oy * y.most + t], row);
+            float* own = to + (i * height + oy) * width;
+            along_x(row, taps_x, x.most, width, own);
+            normalise_row(own, width, n);
+        }
+    }
+}
+
+template <typename Voxel>
+void bind(py::module_& module) {
+    module.def("resample", &resample<Voxel>, py::arg("volume").noconvert(), py::arg("first").noconvert(),
+               py::arg("count").noconvert(), py::arg("weight").noconvert(), py::arg("normalisation").noconvert(),
+               py::arg("out").noconvert());
+}
+
+}  // namespace
+
+void bind_resample(py::module_& module) {
+    bind<float>(module);
+    bind<int16_t>(module);
+    bind<uint16_t>(module);
+    bind<uint8_t>(module);
+}
+
+}  // namespace dropgen

@@ -1,0 +1,112 @@
+"""A GPU made of the C++ compiler: the CUDA files thread by thread on the CPU, behind the contract of a device.
+
+It holds the launch code and the road to account where there is no GPU: grids, the order and the types of the
+arguments, who copies what when. Device addresses are host addresses, streams and events do nothing.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from dropgen_rt.kernels.architectures import ENTRY_POINTS
+from dropgen_rt.kernels.compile import source_folder
+from dropgen_rt.kernels.launch import Launch
+
+CXX = shutil.which("g++")
+SHIM = Path(__file__).parent / "kernels" / "cuda_on_host.h"
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-include", str(SHIM), "-x", "c++")
+
+
+def build(folder: Path) -> dict[str, ctypes._CFuncPtr]:
+    """Compile every .cu file with the C++ compiler; the functions that run its entry points."""
+    functions = {}
+    for stem, entries in ENTRY_POINTS.items():
+        source, library = folder / f"{stem}_on_host.cpp", folder / f"{stem}.so"
+        lines = [f'#include "{source_folder() / stem}.cu"', *(f"RUNS_ON_HOST({entry})" for entry in entries)]
+        source.write_text("\n".join(lines) + "\n")
+        subprocess.run([CXX, *FLAGS, source, "-o", library], check=True)
+        loaded = ctypes.CDLL(str(library))
+        functions.update({entry: loaded[f"run_{entry}"] for entry in entries})
+    return functions
+
+
+class HostDevice:
+    """``dropgen_rt.gpu.Device`` on the CPU."""
+
+    library, name, driver = "host", "this CPU", "none"
+    capability = (0, 0)
+    memory_bytes = free = 2**32
+    l2_bytes = 2**20
+
+    def __init__(self, functions: dict[str, ctypes._CFuncPtr]) -> None:
+        self._functions = functions
+        self.held: dict[int, np.ndarray] = {}
+        self.launched: list[str] = []
+
+    def allocate(self, size):
+        block = np.full(size + 256, 0xCD, np.uint8)  # never zero: what is not written must show
+        address = -(-block.ctypes.data // 256) * 256
+        self.held[address] = block
+        return address
+
+    def release(self, address):
+        del self.held[address]
+
+    def free_bytes(self):
+        return self.free
+
+    def pinned(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def upload(self, address, array, stream=0):
+        assert array.flags.c_contiguous
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+    def download(self, array, address, stream=0):
+        assert array.flags.c_contiguous and array.flags.writeable
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def copy(self, to, source, size, stream=0):
+        ctypes.memmove(to, source, size)
+
+    def clear(self, address, size, stream=0):
+        ctypes.memset(address, 0, size)
+
+    def clear_rows(self, address, pitch, width, height, stream=0):
+        assert width <= pitch
+        for row in range(height):
+            ctypes.memset(address + row * pitch, 0, width)
+
+    def stream(self):
+        return 1
+
+    def synchronise(self, stream=0):
+        pass
+
+    def event(self):
+        return 1
+
+    def record(self, event, stream=0):
+        pass
+
+    def wait(self, stream, event):
+        pass
+
+    def elapsed_ms(self, first, last):
+        return 1.0
+
+    def load(self, image, entries):
+        assert set(entries) <= set(self._functions)
+
+    def launch(self, launch: Launch, stream=0):
+        self.launched.append(launch.entry)
+        held = [np.asarray([argument]) for argument in launch.arguments]
+        parameters = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
+        grid = (ctypes.c_uint * 3)(*launch.grid)
+        self._functions[launch.entry](grid, ctypes.c_uint(launch.threads), parameters)
+
+    def close(self):
+        self.held.clear()

@@ -1,0 +1,127 @@
+"""The GPU's road against the CPU's, on the CPU: the same bits, whatever the batch."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from cuda_on_host import CXX, HostDevice, build
+
+from dropgen_rt.errors import DeviceMemoryError, MemoryLimitError
+from dropgen_rt.geometry import Geometry
+from dropgen_rt.gpu.road import GpuRoad
+from dropgen_rt.gpu.scan import roll_scan
+from dropgen_rt.kernels import AxisMap
+from dropgen_rt.manifest import Intensity, Label, Manifest
+from dropgen_rt.record import Stopwatch
+from dropgen_rt.segment import Settings, _roll_on_cpu, native_maps
+from dropgen_rt.volume import Volume
+from dropgen_rt.windows import WindowPlan
+
+pytestmark = pytest.mark.skipif(CXX is None, reason="no g++ to run the CUDA files on the CPU")
+
+WINDOW, CLASSES = (16, 16, 16), 5
+MANIFEST = Manifest(
+    "tiny", tuple(Label(value, f"label {value}", (value, 0, 0)) for value in range(1, CLASSES)), (2.0, 2.0, 2.0),
+    WINDOW, 16, intensity=Intensity("percentile", 1, 99),
+)  # fmt: skip
+
+
+class HostNetwork:
+    """A network on "device" memory: what ``infer_device`` reads and writes is checked by what comes out."""
+
+    name, version, precision, device = "host", "1", "fp32", "cuda:0"
+
+    def __init__(self, largest=100):
+        self.largest, self.batches, self.mix = largest, [], np.random.default_rng(0).standard_normal((CLASSES, 2))
+
+    def infer(self, windows):
+        mean = windows.mean(axis=(1, 2, 3, 4), keepdims=True)
+        rows = [
+            np.float32(8 * k) * (windows[:, :1] - np.float32(0.12 * k)) + np.float32(b) * mean
+            for k, (_, b) in enumerate(self.mix)
+        ]
+        return np.ascontiguousarray(np.concatenate(rows, 1))
+
+    def infer_device(self, windows, logits, batch, stream):
+        if batch > self.largest:
+            raise DeviceMemoryError("too much at once")
+        self.batches.append(batch)
+        count = batch * 16**3
+        given = np.ctypeslib.as_array((ctypes.c_float * count).from_address(windows)).reshape(batch, 1, *WINDOW)
+        found = self.infer(given)
+        ctypes.memmove(logits, found.ctypes.data, found.nbytes)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    return HostDevice(build(tmp_path_factory.mktemp("cuda_on_host")))
+
+
+def head(size, spacing_mm, code="LPS"):
+    """A ball in noisy air, stored in any orientation."""
+    rng, geometry = np.random.default_rng(0), Geometry(size, spacing_mm, (1.0, -2.0, 3.0), tuple(np.eye(3).ravel()))
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in geometry.shape), indexing="ij")
+    ball = 200 * np.clip(0.5 - (z**2 + y**2 + x**2), 0, 1) + rng.random(geometry.shape)
+    turned, change = geometry.reoriented(code)
+    return Volume(np.ascontiguousarray(change.apply(ball[None].astype(np.float32))), turned)
+
+
+def both(device, volume, settings, network):
+    oriented, _ = volume.geometry.reoriented("LPS")
+    working = oriented.resampled(MANIFEST.spacing_mm)
+    plan = WindowPlan.cover(working.shape, WINDOW, 0.5)
+    maps = native_maps(working, oriented)
+    if settings.reference:
+        maps = tuple(AxisMap.identity(size) for size in plan.shape)
+    done, said = [], []
+    arguments = (volume, plan, maps, MANIFEST, settings)
+    expected, _ = _roll_on_cpu(*arguments, HostNetwork(), Stopwatch(), lambda n: None, lambda line: None)
+    road = GpuRoad(device, kernels_loaded=True)
+    found, memory = roll_scan(*arguments, network, Stopwatch(), done.append, said.append, road)
+    assert sum(done) == len(plan)
+    assert said == [f"{memory.line()}, batches of 4"]
+    assert not device.held, "memory was left behind"
+    return expected, found
+
+
+@pytest.mark.parametrize("code", ["LPS", "SAR", "IRP"])
+@pytest.mark.parametrize(
+    "grid", [((40, 44, 50), (1.5, 1.5, 1.5)), ((30, 20, 70), (3.0, 2.5, 1.2)), ((9, 8, 7), (2.0, 2.0, 2.0))]
+)
+def test_labels_are_the_cpus(device, grid, code):
+    expected, found = both(device, head(*grid, code), Settings(), HostNetwork())
+    assert found.labels.tobytes() == expected.labels.tobytes()
+    assert len(np.unique(found.labels)) > 1 and found.skipped == expected.skipped
+
+
+@pytest.mark.parametrize("settings", [Settings(reference=True), Settings(skip_air=False), Settings(blend="constant")])
+def test_settings_mean_the_same(device, settings):
+    expected, found = both(device, head((40, 44, 90), (2.0, 2.0, 2.0)), settings, HostNetwork())
+    assert found.labels.tobytes() == expected.labels.tobytes() and found.skipped == expected.skipped
+    assert settings.reference is False or found.skipped == 0
+
+
+def test_probabilities_are_the_cpus(device):
+    expected, found = both(device, head((40, 44, 50), (1.5, 1.5, 1.5)), Settings(probabilities=True), HostNetwork())
+    np.testing.assert_allclose(found.probability, expected.probability, atol=2e-6)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3])
+def test_a_network_out_of_memory_gets_smaller_batches(device, largest):
+    network = HostNetwork(largest)
+    expected, found = both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(skip_air=False), network)
+    assert found.labels.tobytes() == expected.labels.tobytes()
+    assert max(network.batches) <= largest
+
+
+def test_a_network_that_never_fits_is_refused(device):
+    with pytest.raises(DeviceMemoryError, match=r"one window of .* does not fit beside"):
+        both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), HostNetwork(0))
+    assert not device.held
+
+
+def test_too_little_device_memory_is_refused_before_the_start(device, monkeypatch):
+    monkeypatch.setattr(device, "free", 2**20)
+    with pytest.raises(MemoryLimitError, match="this scan needs"):
+        both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), HostNetwork())
+    assert not device.held

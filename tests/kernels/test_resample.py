@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from gpu_cases import normal, random_taps, size, turned
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import CONSTANT_FIELD
+
+from dropgen_rt.kernels import Normalisation, Taps, resample, set_threads
+from dropgen_rt.kernels.resample import VOXEL_TYPES, resample_definition
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from(VOXEL_TYPES))
+def test_equals_definition_in_every_bit(seed, voxel_type):
+    rng = np.random.default_rng(seed)
+    volume = turned(rng, (rng.standard_normal((int(rng.integers(1, 3)), *size(rng, 14))) * 1000).astype(voxel_type))
+    taps = [random_taps(rng, n, m) for n, m in zip(volume.shape[1:], size(rng, 14), strict=True)]
+    normalisation = Normalisation(
+        (-500.0,) * len(volume), (900.0,) * len(volume), (3.0,) * len(volume), (0.01,) * len(volume)
+    )
+    assert resample(volume, taps, normalisation).tobytes() == resample_definition(volume, taps, normalisation).tobytes()
+
+
+def test_same_bits_with_one_and_two_threads():
+    rng = np.random.default_rng(0)
+    volume, taps = normal(rng, (2, 9, 10, 11)), [random_taps(rng, n, 20) for n in (9, 10, 11)]
+    found = []
+    try:
+        for count in (1, 2):
+            set_threads(count)
+            found.append(resample(volume, taps).tobytes())
+    finally:
+        set_threads(0)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_each_axis_has_its_own_taps(axis):
+    line = np.array([10, 20, 40], np.float32).reshape([1, *(3 if a == axis else 1 for a in range(3))])
+    taps = [Taps.identity(1)] * 3
+    taps[axis] = Taps.of_matrix(np.array([[0, 0, 1], [0.5, 0.5, 0], [0.25, 0.5, 0.25]]))
+    assert resample(line, taps).ravel().tolist() == [40, 15, 22.5]
+
+
+def test_a_constant_field_stays_constant():
+    rng = np.random.default_rng(0)
+    matrix = np.tril(np.triu(rng.random((30, 20)), -12), 3) + 1e-3 * np.eye(30, 20)
+    taps = Taps.of_matrix(matrix / matrix.sum(axis=1, keepdims=True))
+    found = resample(np.full((1, 20, 20, 20), 7, np.float32), [taps] * 3)
+    np.testing.assert_allclose(found, 7, rtol=CONSTANT_FIELD)
+
+
+def test_a_matrix_comes_back():
+    matrix = np.array([[0, 0.5, 0.5, 0], [1, 0, 0, 0], [0, 0, 0.25, 0.75], [0, 0, 0, 1]])
+    taps = Taps.of_matrix(matrix)
+    assert taps.first.tolist() == [1, 0, 2, 3] and taps.count.tolist() == [2, 1, 2, 1]
+    found = resample(np.arange(4, dtype=np.float32).reshape(1, 1, 1, 4), [Taps.identity(1)] * 2 + [taps])
+    np.testing.assert_array_equal(found.ravel(), matrix @ np.arange(4))
+
+
+VOLUME = np.zeros((1, 2, 3, 4), np.float32)
+IDENTITY = [Taps.identity(n) for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((VOLUME.astype(np.float64), IDENTITY), TypeError, "volume must be .*, not .* float64"),
+        ((VOLUME[0], IDENTITY), TypeError, r"volume must be \(C, Z, Y, X\)"),
+        ((VOLUME, IDENTITY[:2]), ValueError, "taps must hold three values"),
+        ((VOLUME, IDENTITY[::-1]), ValueError, "the taps of z must point into 0 to 1"),
+        ((VOLUME, IDENTITY, Normalisation.identity(2)), ValueError, "normalisation is for 2 channels"),
+    ],
+    ids=["type", "dimensions", "two axes", "outside", "channels"],
+)
+def test_refusals(arguments, error, message):
+    with pytest.raises(error, match=message):
+        resample(*arguments)
+
+
+def test_taps_without_a_voxel_are_refused():
+    with pytest.raises(ValueError, match="count must lie in 1 to 1"):
+        Taps(np.zeros(2, np.int32), np.array([1, 0], np.int32), np.ones((2, 1), np.float32))

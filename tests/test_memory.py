@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from dropgen_rt.errors import MemoryLimitError, UsageError
+from dropgen_rt.kernels import AxisMap, Normalisation
+from dropgen_rt.memory import (
+    MemoryPlan,
+    available_bytes,
+    in_option,
+    parse_bytes,
+    peak_resident_bytes,
+    plan_memory,
+    reset_peak,
+    resident_bytes,
+)
+from dropgen_rt.slide import roll
+from dropgen_rt.windows import WindowPlan
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4G", 4 * 2**30), ("1.5 GiB", 3 * 2**29), ("800mb", 800 * 2**20), ("123", 123), ("2k", 2048)],
+)
+def test_sizes(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-4G", "4 gallons", "0", "G"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UsageError, match="accepted is a number with K, M, G or T, such as 4G"):
+        parse_bytes(text)
+
+
+def test_a_limit_below_the_peak_is_refused_with_the_number_needed():
+    plan = MemoryPlan(2**30, {"sums": 2**31})
+    plan.require(3 * 2**30, 2**31)
+    with pytest.raises(
+        MemoryLimitError, match=r"needs 3.00 GB of memory, --memory allows 2.99 GB; give --memory 3072M"
+    ):
+        plan.require(3 * 2**30 - 2**23)
+    with pytest.raises(MemoryLimitError, match=r"only 1.00 GB more are free; close other programs"):
+        plan.require(None, 2**30)
+    assert MemoryLimitError.exit_code == 6
+    assert parse_bytes(in_option(plan.peak)) == plan.peak
+    assert plan.line() == "memory: 3.00 GB at most, of which 1.00 GB now (sums 2.00 GB)"
+
+
+def test_the_machine_says_what_it_has():
+    assert 2**20 < resident_bytes() <= peak_resident_bytes() + 2**20
+    assert available_bytes() > 0
+
+
+def test_the_peak_of_the_slab_is_predicted():
+    """104 classes over 200 planes: the whole volume's sums would be twelve times the slab's."""
+    shape, window, classes = (200, 100, 100), (16, 32, 32), 104
+    logits = np.random.default_rng(0).random((1, classes, *window), dtype=np.float32)
+    image = np.random.default_rng(1).random((1, *shape), dtype=np.float32)
+    plan, maps = WindowPlan.cover(shape, window, 0.5), tuple(AxisMap.identity(size) for size in shape)
+    reset_peak()
+    predicted = plan_memory(
+        plan, shape, channels=1, classes=classes, batch=1, probabilities=False, resident=resident_bytes()
+    )
+    roll(image, plan, Normalisation.identity(), lambda windows: logits, classes, maps)
+    # The image is there already, and nothing is turned afterwards: count what this test makes.
+    parts = predicted.parts["sums"] + predicted.parts["windows"] + predicted.parts["labels"] // 2
+    assert peak_resident_bytes() == pytest.approx(predicted.resident + parts, rel=0.15)
+    assert predicted.parts["sums"] == 4 * classes * 17 * 100 * 100
