@@ -19,10 +19,16 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class LabelTable:
-    """``sources[i]`` holds the values that ``labels[i]`` gathers."""
+    """``sources[i]`` holds the values that ``labels[i]`` gathers; ``background`` those that mean no label."""
 
     labels: tuple[Label, ...]
     sources: tuple[tuple[int, ...], ...]
+    background: tuple[int, ...] = (0,)
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Every value that the table speaks of."""
+        return frozenset(self.background).union(*self.sources)
 
     @staticmethod
     def plain(highest: int) -> "LabelTable":
@@ -56,11 +62,14 @@ def read_label_table(path: Path) -> LabelTable:
     """The labels of a dataset.json in either style: nnU-Net's name -> value(s), the Decathlon's "value" -> name."""
     data = read_description(path)
     pairs: list[tuple[str, tuple[int, ...]]] = []
+    background = {0}
     try:
         for key, value in data["labels"].items():
             name, values = (value, int(key)) if isinstance(value, str) else (key, value)
             gathered = tuple(int(v) for v in values) if isinstance(values, list) else (int(values),)
-            if gathered != (0,):
+            if 0 in gathered and (gathered == (0,) or name == "background"):
+                background.update(gathered)  # a list names values that are to count as background
+            else:
                 pairs.append((name, gathered))
     except (ValueError, TypeError) as error:
         raise UnreadableInputError(f'{path}: its "labels" are not name: value(s) or "value": name') from error
@@ -75,4 +84,4 @@ def read_label_table(path: Path) -> LabelTable:
         raise UnreadableInputError(
             f'{path}: "colours" takes a name to [r, g, b] of 0-255, and no name is empty'
         ) from error
-    return LabelTable(labels, tuple(values for _, values in pairs))
+    return LabelTable(labels, tuple(values for _, values in pairs), tuple(sorted(background)))

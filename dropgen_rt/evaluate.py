@@ -60,10 +60,15 @@ def _plain_table(*maps: NDArray[np.integer]) -> LabelTable:
     return LabelTable.plain(max(highest, 1))
 
 
-def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geometry) -> None:
+def same_grid(mine: Geometry, theirs: Geometry, within_mm: float = SAME_PLACE_MM) -> bool:
+    """Whether two grids have one size and their corner voxels lie within ``within_mm`` of each other."""
     corners = np.vstack([np.zeros(3), np.diag(np.array(mine.size) - 1)])  # voxel 0 and the end of each axis
     apart = np.abs(mine.to_world(corners) - theirs.to_world(corners)).max()
-    if mine.size != theirs.size or apart > SAME_PLACE_MM:
+    return mine.size == theirs.size and bool(apart <= within_mm)
+
+
+def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geometry) -> None:
+    if not same_grid(mine, theirs):
         raise GeometryError(
             f"{prediction} ({mine.size} voxels) and {label} ({theirs.size} voxels) are not on one grid; "
             "give a prediction made from the labelled scan itself"

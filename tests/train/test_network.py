@@ -102,11 +102,25 @@ def test_erm_is_the_segmentor_alone() -> None:
     assert torch.equal(network(image), network.segmentor(image))
 
 
-@pytest.mark.parametrize("method", ["dropgen", "erm"])
+@pytest.mark.parametrize("method", ["dropgen", "concat", "features", "erm"])
 def test_method_and_encoder_must_agree(method: str) -> None:
-    encoder = None if method == "dropgen" else SMALL
+    encoder = SMALL if method == "erm" else None
     with pytest.raises(ValueError, match=f"method '{method}'"):
         DropGen(SMALL, encoder, method=method)  # type: ignore[arg-type]
+
+
+def test_features_never_see_the_image_and_concat_drops_nothing() -> None:
+    image = torch.rand(1, 1, 16, 16, 16)
+    features = DropGen(UNetConfig(16, 3, 4, 2, padding_mode="zeros"), SMALL, 0.75, "features").train()
+    assert features.encoder is not None
+    expected = features.segmentor(features.feature_norm(features.encoder(image)))
+    assert torch.allclose(features(image), expected)
+    assert features.segmentor.model[0].weight.abs().min() > 0  # nothing to start from but the features
+    concat = DropGen(UNetConfig(17, 3, 4, 2, padding_mode="zeros"), SMALL, 0.75, "concat").train()
+    seen = []
+    concat.segmentor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    concat(image)
+    assert torch.equal(seen[0][:, :1], image) and (seen[0].abs().amax((0, 2, 3, 4)) > 0).all()
 
 
 def test_description_rebuilds_the_network() -> None:
