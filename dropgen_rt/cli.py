@@ -74,8 +74,9 @@ def infer(
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--init", type=FILE, help="Start from this checkpoint's weights, of a network of the same layout.")
 @click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def train(
-    data: Path, out: Path, encoder: Path | None, init: Path | None, resume: bool, **options: object
+    data: Path, out: Path, encoder: Path | None, init: Path | None, resume: bool, device: str, **options: object
 ) -> None:  # fmt: skip
     """Train a model on DATA (nnU-Net layout) into a run folder."""
     _require("torch", "train")
@@ -85,22 +86,30 @@ def train(
 
     config = TrainConfig(**options)  # type: ignore[arg-type]
     with TrainingReport(out, config.steps, resume) as report:
-        best = run(data, out, config, encoder, resume, report, init)
+        best = run(data, out, config, encoder, resume, report, init, device)
     click.echo(f"wrote {best}")
 
 
 @main.command("pretrain-encoder")
 @click.argument("label_maps", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Encoder file to write.")
+@click.option("--tissues", type=FILE, help="A synthesis.toml: the label values of one tissue become one label.")
 @click.option("--steps", type=int, default=1100, show_default=True)
 @click.option("--width", type=int, default=8, show_default=True)
+@click.option("--edge", type=int, default=48, show_default=True, help="Edge of a crop, voxels.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Pairs of views in a step.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def pretrain_encoder(label_maps: Path, out: Path, steps: int, width: int, seed: int) -> None:
+@click.option("--save-every", type=int, default=500, show_default=True, help="Steps between checkpoints.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--resume", is_flag=True, help="Go on from the state kept beside the encoder file.")
+def pretrain_encoder(
+    label_maps: Path, out: Path, tissues: Path | None, device: str, resume: bool, **options: int
+) -> None:  # fmt: skip
     """Pretrain an encoder by contrast on a folder of 1 mm LABEL_MAPS and random shapes."""
     _require("torch", "train")
-    from dropgen_rt.train.pretrain import pretrain
+    from dropgen_rt.train.pretrain import PretrainConfig, pretrain
 
-    pretrain(label_maps, out, steps, width, seed, lambda line: click.echo(line))
+    pretrain(label_maps, out, PretrainConfig(**options), click.echo, device, resume, tissues)
     click.echo(f"wrote {out}")
 
 

@@ -34,7 +34,9 @@ def load(path: Path, kind: str = FORMAT) -> dict[str, Any]:
 
 def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any]) -> None:
     """Write an encoder with the configuration that rebuilds it and a note of where it came from."""
-    state = {key: value.half() if value.is_floating_point() else value for key, value in encoder.state_dict().items()}
+    state = {
+        key: (value.half() if value.is_floating_point() else value).cpu() for key, value in encoder.state_dict().items()
+    }
     save(path, {"config": vars(encoder.config), "state": state, "provenance": provenance}, ENCODER_FORMAT)
 
 

@@ -14,8 +14,8 @@ from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
 
 LossKind = Literal["dice_ce", "dice_focal", "tversky"]
 LOSSES: tuple[LossKind, ...] = ("dice_ce", "dice_focal", "tversky")
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 AXES = ("x", "y", "z")
 
 
@@ -72,7 +72,7 @@ class TrainConfig:
     seed: int = 0
     segmentor: SegmentorKind = "unet"
     loss: LossKind = "dice_ce"
-    precision: Precision = "fp32"  # paper: bf16
+    precision: Precision = "auto"  # bf16 on a GPU, fp32 on a CPU; paper: bf16
     compile: bool = False
     subjects: int = 0  # training cases drawn at random by the seed; 0 takes all
     intensity: Intensity = field(default_factory=Intensity)

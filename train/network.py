@@ -4,6 +4,7 @@ Layout and state-dict keys follow the published anatomix checkpoints (Dey et al.
 that those load with ``strict=True``; the fusion follows DropGen (Diaz et al., arXiv 2604.02564).
 """
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -63,6 +64,8 @@ class UNet(nn.Module):
         layers: list[nn.Module] = []
         self._saves: set[int] = set()
         self._concatenates: set[int] = set()
+        # The last layer of each decoder level, from coarse to full resolution.
+        self.decoder_layers: list[int] = []
 
         def convolve(inputs: int, outputs: int) -> None:
             layers.extend([_conv(inputs, outputs, config), _norm(outputs, config), nn.ReLU()])
@@ -84,11 +87,17 @@ class UNet(nn.Module):
             layers.append(_upsample(config))
             convolve(width + width // 2, width // 2)
             convolve(width // 2, width // 2)
+            self.decoder_layers.append(len(layers) - 1)
             width //= 2
         layers.append(_conv(width, config.out_channels, config))
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.trace(x, ())[-1]
+
+    def trace(self, x: Tensor, keep: Collection[int]) -> list[Tensor]:
+        """Outputs of the layers ``keep``, in the network's order, and last the network's own."""
+        kept: list[Tensor] = []
         skips: list[Tensor] = []
         for index, layer in enumerate(self.model):
             x = layer(x)
@@ -96,7 +105,9 @@ class UNet(nn.Module):
                 skips.append(x)
             if index in self._concatenates:
                 x = torch.cat([skips.pop(), x], dim=1)
-        return x
+            if index in keep:
+                kept.append(x)
+        return [*kept, x]
 
 
 def _conv(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:

@@ -2,128 +2,253 @@
 
 After anatomix (Dey et al., arXiv 2411.02372): an ensemble of labelled shapes is drawn, painted in two
 independent random contrasts, and a supervised contrastive loss pulls together the features of voxels that
-share a label, across both views, and pushes the others apart.
+share a label, across both views, and pushes the others apart. Beside shapes, whole heads are drawn from label maps.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dropgen_rt.errors import MissingInputError
-from dropgen_rt.train.checkpoint import save_encoder
+from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
+from dropgen_rt.train import checkpoint
+from dropgen_rt.train.device import autocast, choose_device
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
-from dropgen_rt.train.synthesis import SUBSAMPLES, deformed_coordinates, index_labels, look_up, paint, shape_ensemble
+from dropgen_rt.train.shapes import cut_templates, shape_ensemble
+from dropgen_rt.train.synthesis import (
+    SUBSAMPLES,
+    RandomSource,
+    SynthesisConfig,
+    deformed_coordinates,
+    index_labels,
+    look_up,
+    paint,
+)
 from dropgen_rt.volume import read_label_map
 
 TEMPERATURE = 0.33
-VOXELS_PER_VIEW = 512
-# Crops of 96 mm at 2 mm: small enough for a CPU, large enough to hold several structures.
-EDGE, SPACING_MM = 48, 2.0
-SHAPES_SHARE = 0.3
-PEAK_LEARNING_RATE, WARM_UP = 2e-3, 0.05
+VOXELS_PER_VIEW = 1024
+# How many decoder levels, counted from full resolution, the loss looks at beside the output itself.
+LEVELS_IN_LOSS = 3
+SHAPES_SHARE = 0.5
+# A voxel's edge in crops of heads, so that the encoder meets fine and coarse scans; label maps are at 1 mm.
+SPACING_MM = (0.9, 2.5)
+# Stronger than what a segmentor trains under: features must outlast what they will meet.
+SEVERITY = 1.2
+PEAK_LEARNING_RATE, WARM_UP = 1e-3, 0.05
 REPORT_EVERY = 50
+STATE_FORMAT = "dropgen-rt pretraining 1"
 
 
-def random_table(labels: int, rng: np.random.Generator) -> np.ndarray:
-    """(2, labels) float32: an independent mean in [0.02, 1] and a deviation per label."""
-    return np.stack([rng.uniform(0.02, 1.0, labels), rng.uniform(0.01, 0.08, labels)]).astype(np.float32)
+@dataclass(frozen=True)
+class PretrainConfig:
+    """All choices of a pretraining; ``edge`` is the crop's in voxels, ``batch`` the pairs of views in a step."""
+
+    steps: int = 1100
+    width: int = 8
+    edge: int = 48
+    batch: int = 1
+    seed: int = 0
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.width, self.batch, self.save_every) < 1 or self.edge < 16 or self.edge % 16:
+            raise UsageError("steps, width, batch and save-every must be at least 1, and edge a multiple of 16")
 
 
-def two_views(
-    label_maps: list[Tensor], edge: int, step: float, shapes: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def random_table(labels: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(3, labels): independent means in [0.02, 1], deviations and textures; label 0 is black half the time."""
+    rows = rng.uniform(0.02, 1.0, labels), rng.uniform(0.01, 0.08, labels), rng.uniform(0, 0.12, labels)
+    table = np.stack(rows).astype(np.float32)
+    if rng.random() < 0.5:
+        table[:, 0] = 0
+    return table
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What ensembles are drawn from, on the device that trains: whole label maps and the structures cut from them."""
+
+    maps: tuple[Tensor, ...]
+    templates: Tensor
+
+    @staticmethod
+    def read(folder: Path, device: torch.device, tissues: Path | None = None) -> "Anatomy":
+        """Every label map (.nii.gz) of a folder. Raises MissingInputError if there is none.
+
+        ``tissues`` is a synthesis.toml: source values of one tissue become one label, left and right for example.
+        """
+        maps = read_indexed_maps(folder, SynthesisConfig.read(tissues).tissues if tissues is not None else {})
+        templates = torch.cat([cut_templates(some) for some in maps])
+        return Anatomy(tuple(some.to(device) for some in maps), templates.to(device))
+
+
+def two_views(anatomy: Anatomy, edge: int, source: RandomSource) -> tuple[Tensor, Tensor]:
     """Images (2, 1, n, n, n) float32 of one ensemble in two contrasts, and its labels (n, n, n) uint8."""
-    if rng.random() < shapes or not label_maps:
-        fine = shape_ensemble(edge, rng)
+    rng = source.numbers
+    if rng.random() < SHAPES_SHARE:
+        fine = shape_ensemble(edge, anatomy.templates, source)
     else:
-        chosen = label_maps[rng.integers(len(label_maps))]
-        centre = np.array([rng.uniform(0.3, 0.7) * size for size in chosen.shape])
-        fine = look_up(chosen, deformed_coordinates(centre, edge, step, rng))
-    count = int(fine.max()) + 1
-    views = torch.stack([paint(fine, random_table(count, rng), rng) for _ in range(2)])
-    return views, fine[::2, ::2, ::2]
+        chosen = anatomy.maps[rng.integers(len(anatomy.maps))]
+        centre = [rng.uniform(0.3, 0.7) * size for size in chosen.shape]
+        step = rng.uniform(*SPACING_MM) / SUBSAMPLES
+        fine = look_up(chosen, deformed_coordinates(centre, edge, step, source))
+    views = torch.stack([paint(fine, random_table(256, rng), source, SEVERITY) for _ in range(2)])
+    return views, fine[::SUBSAMPLES, ::SUBSAMPLES, ::SUBSAMPLES]
 
 
-def balanced_voxels(labels: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+def balanced_voxels(labels: Tensor, count: int, source: RandomSource) -> Tensor:
     """Flat indices of ``count`` voxels, every label equally likely: small structures must be seen."""
-    flat = labels.reshape(-1).numpy()
-    frequency = np.bincount(flat, minlength=256)
-    weight = (1.0 / np.maximum(frequency, 20))[flat]
-    cumulative = np.cumsum(weight)
-    return torch.from_numpy(np.searchsorted(cumulative, rng.random(count) * cumulative[-1]))
+    flat = labels.reshape(-1).to(torch.int64)
+    frequency = torch.bincount(flat, minlength=256).clamp_min(20)
+    cumulative = (1.0 / frequency.double())[flat].cumsum(0)
+    places = torch.rand(count, generator=source.fields, device=flat.device, dtype=torch.float64) * cumulative[-1]
+    return torch.searchsorted(cumulative, places).clamp_max(len(flat) - 1)
 
 
 def contrastive_loss(features: Tensor, labels: Tensor) -> Tensor:
     """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out) of (n, d) features, (n,) labels."""
     features = F.normalize(features, dim=1)
-    similarity = features @ features.T / TEMPERATURE
-    own = torch.eye(len(features), dtype=torch.bool)
-    similarity = similarity.masked_fill(own, float("-inf"))
+    own = torch.eye(len(features), dtype=torch.bool, device=features.device)
+    similarity = (features @ features.T / TEMPERATURE).masked_fill(own, float("-inf"))
     positive = (labels[:, None] == labels[None, :]) & ~own
     log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
     return -(log_share.masked_fill(~positive, 0).sum(1) / positive.sum(1).clamp_min(1)).mean()
 
 
 class Pretraining(nn.Module):
-    """An encoder, the normalisation its users apply, and a projection head that is thrown away afterwards."""
+    """An encoder, the normalisation its users apply, and projection heads that are thrown away afterwards.
+
+    The output itself is compared without a head: what a segmentor gets must be the stable thing.
+    """
 
     def __init__(self, encoder: UNet, projection: int = 32) -> None:
         super().__init__()
-        channels = encoder.config.out_channels
         self.encoder = encoder
-        self.norm = nn.InstanceNorm3d(channels, eps=INSTANCE_NORM_EPS)
-        self.head = nn.Sequential(nn.Linear(channels, 64), nn.ReLU(), nn.Linear(64, projection))
+        self.norm = nn.InstanceNorm3d(encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
+        self.layers = encoder.decoder_layers[-LEVELS_IN_LOSS:]
+        finest = encoder.config.width
+        widths = [finest * 2**level for level in reversed(range(len(self.layers)))]
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, projection)) for width in widths
+        )
 
-    def forward(self, views: Tensor, voxels: Tensor) -> Tensor:
-        """Projected features (views * len(voxels), projection) at the flat ``voxels`` of every view."""
-        features = self.norm(self.encoder(views)).flatten(2)[:, :, voxels]
-        return self.head(features.transpose(1, 2).flatten(0, 1))
+    def forward(self, views: Tensor) -> list[Tensor]:
+        """(b, c, z, y, x) features of each layer in the loss, coarse to fine, the normalised output last."""
+        *decoder, output = self.encoder.trace(views, self.layers)
+        return [*decoder, self.norm(output)]
+
+    def project(self, layer: int, features: Tensor) -> Tensor:
+        """(n, channels) features of a layer -> (n, d) to be compared."""
+        return self.heads[layer](features) if layer < len(self.heads) else features
 
 
-def pretrain(folder: Path, out: Path, steps: int, width: int, seed: int, report: Callable[[str], None]) -> None:
+def ensemble_loss(model: Pretraining, views: Tensor, labels: Tensor, source: RandomSource) -> Tensor:
+    """Mean over layers and pairs of the contrastive loss; ``views`` (b, 2, 1, n, n, n), ``labels`` (b, n, n, n)."""
+    layers = model(views.flatten(0, 1).contiguous(memory_format=torch.channels_last_3d))
+    losses = []
+    for place, features in enumerate(layers):
+        stride = labels.shape[-1] // features.shape[-1]
+        coarse = labels[:, stride // 2 :: stride, stride // 2 :: stride, stride // 2 :: stride]
+        for pair, target in enumerate(coarse):
+            voxels = balanced_voxels(target, VOXELS_PER_VIEW, source)
+            chosen = features[2 * pair : 2 * pair + 2].flatten(2)[:, :, voxels].transpose(1, 2).flatten(0, 1)
+            losses.append(contrastive_loss(model.project(place, chosen).float(), target.reshape(-1)[voxels].repeat(2)))
+    return torch.stack(losses).mean()
+
+
+def pretrain(
+    folder: Path,
+    out: Path,
+    config: PretrainConfig,
+    report: Callable[[str], None],
+    device: str = "auto",
+    resume: bool = False,
+    tissues: Path | None = None,
+) -> None:
     """Pretrain an encoder on the label maps (.nii.gz) of ``folder`` and write it to ``out``.
 
-    ``report`` gets a line every 50 steps. Raises MissingInputError if the folder holds no label maps.
+    ``tissues`` is a synthesis.toml whose tissues merge source values, such as left and right. ``report`` gets a
+    line every 50 steps. The state is kept beside ``out`` as NAME.state.pt, from which ``resume`` goes on. Raises
+    MissingInputError if the folder holds no label maps, DropgenError on NaN.
     """
-    label_maps = read_indexed_maps(folder)
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    model = Pretraining(UNet(UNetConfig(width=width, padding_mode="zeros")))
+    place = choose_device(device)
+    anatomy = Anatomy.read(folder, place, tissues)
+    torch.manual_seed(config.seed)
+    model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros"))).to(place)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), PEAK_LEARNING_RATE, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, PEAK_LEARNING_RATE, total_steps=max(steps, 2), pct_start=WARM_UP
+        optimiser, PEAK_LEARNING_RATE, total_steps=max(config.steps, 2), pct_start=WARM_UP
     )
-    losses = []
-    for step in range(steps):
-        views, labels = two_views(label_maps, EDGE, SPACING_MM / SUBSAMPLES, SHAPES_SHARE, rng)
-        voxels = balanced_voxels(labels, VOXELS_PER_VIEW, rng)
-        features = model(views.contiguous(memory_format=torch.channels_last_3d), voxels)
-        loss = contrastive_loss(features, labels.reshape(-1)[voxels].repeat(2))
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+    state = out.with_suffix(".state.pt")
+    parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    first = _resume(state, parts, config) if resume else 0
+    losses: list[Tensor] = []
+    for step in range(first, config.steps):
+        losses.append(_descend(model, optimiser, anatomy, config, step, place))
         schedule.step()
-        losses.append(loss.item())
-        if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
-            report(f"step {step + 1} of {steps}: loss {np.mean(losses[-REPORT_EVERY:]):.3f}")
-    provenance = {"label_maps": len(label_maps), "steps": steps, "width": width, "seed": seed}
-    save_encoder(out, model.encoder, provenance)
+        last = step + 1 == config.steps
+        if (step + 1) % REPORT_EVERY == 0 or last:
+            mean = torch.stack(losses[-REPORT_EVERY:]).mean().item()
+            if not np.isfinite(mean):
+                raise DropgenError(f"step {step + 1}: the loss is {mean}; {state} is the last sound state")
+            report(f"step {step + 1} of {config.steps}: loss {mean:.3f}")
+        if (step + 1) % config.save_every == 0 or last:
+            content = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
+            checkpoint.save(state, {**content, "config": asdict(config), "step": step + 1}, STATE_FORMAT)
+            provenance = {"label_maps": len(anatomy.maps), **asdict(config), "trained_steps": step + 1}
+            checkpoint.save_encoder(out, model.encoder, provenance)
 
 
-def read_indexed_maps(folder: Path) -> list[Tensor]:
-    """Every label map of a folder, turned to LPS, as (z, y, x) uint8 indices into its sorted values."""
+def _descend(
+    model: Pretraining,
+    optimiser: torch.optim.Optimizer,
+    anatomy: Anatomy,
+    config: PretrainConfig,
+    step: int,
+    device: torch.device,
+) -> Tensor:
+    """One step; its loss, still on the device."""
+    sources = [RandomSource.seeded(config.seed, step, i, device=device) for i in range(config.batch)]
+    views, labels = zip(*(two_views(anatomy, config.edge, source) for source in sources), strict=True)
+    with autocast(device):
+        loss = ensemble_loss(model, torch.stack(views), torch.stack(labels), sources[0])
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    return loss.detach()
+
+
+def _resume(path: Path, parts: dict, config: PretrainConfig) -> int:
+    content = checkpoint.load(path, STATE_FORMAT)
+    if content["config"] != asdict(config):
+        raise UsageError(f"{path}: was trained with other options; give the same ones, or another --out")
+    for name, part in parts.items():
+        part.load_state_dict(content[name])
+    return int(content["step"])
+
+
+def read_indexed_maps(folder: Path, tissues: dict[str, tuple[int, ...]]) -> list[Tensor]:
+    """Every label map of a folder, turned to LPS, as (z, y, x) uint8 indices into its sorted values.
+
+    Values of one tissue become the first of them before that.
+    """
     paths = sorted(folder.glob("*.nii.gz"))
     if not paths:
         raise MissingInputError(f"{folder}: no .nii.gz label maps in it; name a folder that has some")
     maps = []
     for path in paths:
         raw, geometry = read_label_map(path)
+        merged = np.arange(int(raw.max()) + 1)
+        for values in tissues.values():
+            merged[[value for value in values if value < len(merged)]] = values[0]
         _, change = geometry.reoriented("LPS")
-        maps.append(index_labels(change.apply(raw))[0])
+        maps.append(index_labels(merged[change.apply(raw)])[0])
     return maps

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +18,9 @@ from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Case, Dataset
 from dropgen_rt.train.prepare import Prepared
 from dropgen_rt.train.synthesis import (
+    MEAN,
     SUBSAMPLES,
+    RandomSource,
     SynthesisConfig,
     deformed_coordinates,
     draw_intensities,
@@ -34,7 +37,7 @@ FOREGROUND_SHARE = 0.5
 class Sampler(Protocol):
     """Draws one crop: image (1, z, y, x) float32 in about [0, 1] and target (z, y, x) uint8."""
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]: ...
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]: ...
 
 
 class ScanSampler:
@@ -43,14 +46,16 @@ class ScanSampler:
     def __init__(self, cases: Sequence[Prepared], config: TrainConfig) -> None:
         self.window = config.window
         self.cases = tuple(cases)
-        self.augment = augmentation(config.augment)
+        self.augment = config.augment
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
+        rng = source.numbers
         case = self.cases[rng.integers(len(self.cases))]
         image, labels = cut(case, self._corner(case, rng), self.window)
-        # MONAI's transforms carry their own generator; seeding it from ours keeps the sample reproducible.
-        self.augment.set_random_state(seed=int(rng.integers(2**31)))
-        out = self.augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
+        # MONAI's transforms carry their own generator: seeded from ours the sample is reproducible, and made anew
+        # they can be drawn from in several threads.
+        augment = augmentation(self.augment).set_random_state(seed=int(rng.integers(2**31)))
+        out = augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
         return out["image"].as_tensor().float(), out["label"].as_tensor()[0].to(torch.uint8)
 
     def _corner(self, case: Prepared, rng: np.random.Generator) -> list[int]:
@@ -83,7 +88,9 @@ def cut(case: Prepared, corner: Sequence[int], window: tuple[int, int, int]) -> 
 class SyntheticSampler:
     """Crops of heads that never were: a label map deformed, painted in a drawn contrast, corrupted."""
 
-    def __init__(self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig) -> None:
+    def __init__(
+        self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu"
+    ) -> None:
         assert dataset.synthesis is not None  # the caller chose this sampler because there is one
         self.synthesis: SynthesisConfig = dataset.synthesis
         self.edge = config.window[0]
@@ -94,22 +101,28 @@ class SyntheticSampler:
             oriented, change = geometry.reoriented(config.orientation)
             index, values = index_labels(change.apply(raw))
             step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
-            self.maps.append((index, values, torch.from_numpy(dataset.merge(values)), step))
-            coarse = dataset.merge(values)[index.numpy()[::4, ::4, ::4]]
+            merged = dataset.merge(values)
+            self.maps.append((index.to(device), values, torch.from_numpy(merged).to(device), step))
+            coarse = merged[index.numpy()[::4, ::4, ::4]]
             places = [np.argwhere(coarse == label.value) * 4 for label in dataset.labels]
             self.centres.append([voxels for voxels in places if len(voxels)])
 
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
+        rng = source.numbers
         place = int(rng.integers(len(self.maps)))
         index, values, target, step = self.maps[place]
         centres = self.centres[place]
-        balanced = rng.random() < FOREGROUND_SHARE
-        voxels = centres[rng.integers(len(centres))] if balanced else np.concatenate(centres)
+        # Balanced, or a label by its size without gathering all voxels: the largest ones take most draws.
+        sizes = np.array([len(voxels) for voxels in centres])
+        odds = np.full(len(sizes), 1 / len(sizes)) if rng.random() < FOREGROUND_SHARE else sizes / sizes.sum()
+        voxels = centres[rng.choice(len(centres), p=odds)]
         # Shifted, so that crops also meet the head's rim and the air beyond it.
         centre = voxels[rng.integers(len(voxels))] + rng.normal(0, 12, 3)
-        coordinates = deformed_coordinates(centre, self.edge, step, rng, self.synthesis.severity)
+        coordinates = deformed_coordinates(centre, self.edge, step, source, self.synthesis.severity)
         fine = look_up(index, coordinates)
         table = draw_intensities(self.synthesis, values, rng)
-        image = paint(fine, table, rng, self.synthesis.severity)
-        middle = coordinates.unfold(1, 2, 2).unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2, -3))
-        return image, target[look_up(index, middle).to(torch.int64)]
+        image = paint(fine, table, source, self.synthesis.severity)
+        middle = F.avg_pool3d(coordinates[None], SUBSAMPLES)[0]
+        # What was stripped from the image is background in the target too.
+        shown = torch.from_numpy(table[MEAN] > 0).to(target.device)
+        return image, (target * shown)[look_up(index, middle).to(torch.int64)]

@@ -5,10 +5,12 @@ distribution per label, corrupt the result. Contrasts here are a mixture of name
 each a mean per tissue) and fully random ones, so that a model meets its most likely scans most often.
 
 Label maps are kept at their own fine grid; an image is drawn on that grid and averaged down to the
-training spacing, which gives borders the partial volume that real scans have.
+training spacing, which gives borders the partial volume that real scans have. Everything is drawn on the
+device that trains, where an image costs milliseconds.
 """
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,35 @@ from torch import Tensor
 
 # Fine samples per training voxel and axis: two give eight intensities to average, enough for soft borders.
 SUBSAMPLES = 2
+# Rows of an intensity table.
+MEAN, DEVIATION, TEXTURE = range(3)
+
+
+@dataclass(frozen=True)
+class RandomSource:
+    """Chance for one sample: ``numbers`` for single values, ``fields`` for noise, on the device that paints."""
+
+    numbers: np.random.Generator
+    fields: torch.Generator
+
+    @staticmethod
+    def seeded(*seed: int, device: str | torch.device = "cpu") -> "RandomSource":
+        """The same sample for the same seed, on one kind of device."""
+        numbers = np.random.default_rng(seed)
+        return RandomSource(numbers, torch.Generator(device).manual_seed(int(numbers.integers(2**62))))
+
+    @property
+    def device(self) -> torch.device:
+        return self.fields.device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32 of a shape."""
+        return torch.randn(shape, generator=self.fields, device=self.device)
+
+    def smooth(self, knots: int, edge: int, channels: int = 1) -> Tensor:
+        """(1, channels, n, n, n): standard normal values at ``knots`` per axis, interpolated linearly to ``edge``."""
+        coarse = self.normal(1, channels, knots, knots, knots)
+        return F.interpolate(coarse, size=(edge,) * 3, mode="trilinear", align_corners=True)
 
 
 @dataclass(frozen=True)
@@ -29,8 +60,10 @@ class SynthesisConfig:
     ``tissues`` maps a tissue's name to its source label values, ``means`` a contrast's name to the mean
     intensity in [0, 1] of each tissue, ``contrasts`` the probability of each contrast ("random" is free).
     ``outside`` names tissues that a skull-stripped scan lacks; ``fluid`` one that it may lack. A source
-    ``severity`` scales deformation and corruption: 0 is none, 1 the full range. A source
     value that no tissue lists, and a tissue that a contrast gives no mean, gets a random intensity.
+    Means vary by ``mean_jitter`` from image to image, those of ``outside`` by ``outside_jitter``, because fat,
+    skin and bone differ most between sequences. ``severity`` scales deformation and corruption: 0 is none, 1 the
+    full range.
     """
 
     tissues: dict[str, tuple[int, ...]]
@@ -40,55 +73,54 @@ class SynthesisConfig:
     fluid: str | None = None
     strip: float = 0.5
     mean_jitter: float = 0.05
+    outside_jitter: float = 0.2
     severity: float = 1.0
 
     @staticmethod
     def read(path: Path) -> "SynthesisConfig":
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+        numbers = ("strip", "mean_jitter", "outside_jitter", "severity")
         return SynthesisConfig(
             tissues={name: tuple(values) for name, values in data["tissues"].items()},
             means=data["means"],
             contrasts=data["contrasts"],
             outside=tuple(data.get("outside", ())),
             fluid=data.get("fluid"),
-            strip=data.get("strip", 0.5),
-            mean_jitter=data.get("mean_jitter", 0.05),
-            severity=data.get("severity", 1.0),
+            **{name: data[name] for name in numbers if name in data},
         )
 
 
-def draw_intensities(config: SynthesisConfig, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(2, len(values)) float32: mean and standard deviation for each source label value, background first."""
+def draw_intensities(config: SynthesisConfig, values: np.ndarray, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(3, len(values)): mean, deviation from voxel to voxel and over centimetres, per label value, background first."""
     names = list(config.contrasts)
     odds = np.array([config.contrasts[name] for name in names])
     contrast = names[rng.choice(len(names), p=odds / odds.sum())]
     stripped = rng.random() < config.strip
     dry = stripped and rng.random() < 0.5
-    table = np.zeros((2, len(values)), np.float32)
+    table = np.zeros((3, len(values)), np.float32)
     index = {int(value): i for i, value in enumerate(values)}
     for tissue, members in config.tissues.items():
-        if contrast == "random":
-            mean = rng.uniform(0.05, 1.0)
-        else:
-            mean = config.means[contrast].get(tissue, rng.uniform(0.05, 1.0))
-            mean += rng.normal(0, config.mean_jitter)
-        for value in members:
-            if value not in index:
-                continue
+        present = [index[value] for value in members if value in index]
+        outside = tissue in config.outside
+        if not present or (stripped and outside) or (dry and tissue == config.fluid):
+            continue
+        mean = rng.uniform(0.05, 1.0)
+        if contrast != "random" and tissue in config.means[contrast]:
+            jitter = config.outside_jitter if outside else config.mean_jitter
+            mean = config.means[contrast][tissue] + rng.normal(0, jitter)
+        for place in present:
             own = rng.normal(0, 0.02)  # neighbours of one tissue still differ a little
-            table[:, index[value]] = max(mean + own, 0.0), rng.uniform(0.01, 0.07)
-        if (stripped and tissue in config.outside) or (dry and tissue == config.fluid):
-            table[:, [index[value] for value in members if value in index]] = 0.0
+            table[:, place] = max(mean + own, 0.0), rng.uniform(0.01, 0.07), rng.uniform(0, 0.25 if outside else 0.05)
     listed = {value for members in config.tissues.values() for value in members}
     for value in set(index) - listed - {0}:
-        table[:, index[value]] = rng.uniform(0.05, 1.0), rng.uniform(0.01, 0.07)
+        table[:, index[value]] = rng.uniform(0.05, 1.0), rng.uniform(0.01, 0.07), rng.uniform(0, 0.1)
     background = 0.0 if stripped else rng.uniform(0, 0.05)
-    table[:, 0] = background, background * 0.5
+    table[:, 0] = background, background * 0.5, 0
     return table
 
 
 def deformed_coordinates(
-    centre: np.ndarray, edge: int, step: float, rng: np.random.Generator, severity: float = 1.0
+    centre: Sequence[float] | np.ndarray, edge: int, step: float, source: RandomSource, severity: float = 1.0
 ) -> Tensor:
     """(3, n, n, n) float32: where the ``n = edge * SUBSAMPLES`` fine samples of a crop lie in the map, in its voxels.
 
@@ -96,16 +128,15 @@ def deformed_coordinates(
     (left-right flip, rotation to 20 degrees, scale and shear) is followed by a smooth random displacement.
     """
     n = edge * SUBSAMPLES
-    line = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * step
-    matrix = torch.from_numpy(_random_affine(rng, severity).astype(np.float32))
+    line = (torch.arange(n, dtype=torch.float32, device=source.device) - (n - 1) / 2) * step
+    matrix = _random_affine(source.numbers, severity)
     axes = [line.view(-1, 1, 1), line.view(1, -1, 1), line.view(1, 1, -1)]
-    knots = torch.from_numpy(rng.normal(0, rng.uniform(0, 4.0 * severity), (1, 3, 6, 6, 6)).astype(np.float32))
-    shift = F.interpolate(knots, size=(n, n, n), mode="trilinear", align_corners=True)[0]
+    places = source.smooth(6, n, channels=3)[0] * source.numbers.uniform(0, 4.0 * severity)
     for i in range(3):
-        shift[i] += matrix[i, 0] * axes[0]
-        shift[i] += matrix[i, 1] * axes[1]
-        shift[i] += matrix[i, 2] * axes[2] + float(centre[i])
-    return shift
+        places[i] += float(matrix[i, 0]) * axes[0]
+        places[i] += float(matrix[i, 1]) * axes[1]
+        places[i] += float(matrix[i, 2]) * axes[2] + float(centre[i])
+    return places
 
 
 def _random_affine(rng: np.random.Generator, severity: float) -> np.ndarray:
@@ -133,42 +164,42 @@ def index_labels(raw: NDArray[np.integer]) -> tuple[Tensor, NDArray[np.intp]]:
 
 def look_up(label_map: Tensor, coordinates: Tensor) -> Tensor:
     """Nearest label of a (z, y, x) uint8 map at (3, …) voxel coordinates; outside is 0. Shape (…), uint8."""
-    index = torch.zeros(coordinates.shape[1:], dtype=torch.int64)
-    inside = torch.ones(coordinates.shape[1:], dtype=torch.bool)
+    index = torch.zeros(coordinates.shape[1:], dtype=torch.int64, device=coordinates.device)
+    inside = torch.ones(coordinates.shape[1:], dtype=torch.bool, device=coordinates.device)
     for axis, size in enumerate(label_map.shape):
         nearest = coordinates[axis].round().to(torch.int64)
         inside &= (nearest >= 0) & (nearest < size)
         index.mul_(size).add_(nearest.clamp_(0, size - 1))
-    return torch.where(inside, label_map.reshape(-1)[index], torch.zeros((), dtype=label_map.dtype))
+    return label_map.reshape(-1)[index].mul_(inside)
 
 
-def paint(labels: Tensor, table: np.ndarray, rng: np.random.Generator, severity: float = 1.0) -> Tensor:
-    """A (1, n, n, n) float32 image from a fine (2n, 2n, 2n) crop of label indices; corrupted, in about [0, 1]."""
-    noise = torch.from_numpy(rng.standard_normal(labels.shape, dtype=np.float32))
+def paint(labels: Tensor, table: NDArray[np.float32], source: RandomSource, severity: float = 1.0) -> Tensor:
+    """A (1, n, n, n) float32 image from a fine (2n, 2n, 2n) crop of label indices; corrupted, in [0, 1]."""
+    rows = torch.from_numpy(table).to(labels.device)
     index = labels.to(torch.int64)
-    image = torch.from_numpy(table[0])[index] + torch.from_numpy(table[1])[index] * noise
-    image = F.avg_pool3d(image[None, None].clamp_min_(0), SUBSAMPLES)
-    return corrupt(image, rng, severity)[0]
+    image = rows[DEVIATION][index].mul_(source.normal(*labels.shape))
+    texture = source.smooth(int(source.numbers.integers(6, 17)), labels.shape[0])[0, 0]
+    image.addcmul_(rows[TEXTURE][index], texture).add_(rows[MEAN][index])
+    return corrupt(F.avg_pool3d(image[None, None].clamp_min_(0), SUBSAMPLES), source, severity)[0]
 
 
-def corrupt(image: Tensor, rng: np.random.Generator, severity: float = 1.0) -> Tensor:
-    """What scanners do to a (1, 1, n, n, n) image: bias field, thick slices, blur, noise, gamma, gain."""
-    edge = image.shape[-1]
+def corrupt(image: Tensor, source: RandomSource, severity: float = 1.0) -> Tensor:
+    """What scanners do to a (1, 1, n, n, n) image: bias field, thick slices, blur, ringing, gamma, noise, gain."""
+    rng, edge = source.numbers, image.shape[-1]
     if rng.random() < 0.7:
-        knots = torch.from_numpy(rng.normal(0, rng.uniform(0, 0.25 * severity), (1, 1, 4, 4, 4)).astype(np.float32))
-        image = image * F.interpolate(knots, size=(edge,) * 3, mode="trilinear", align_corners=True).exp()
+        image = image * (source.smooth(4, edge) * rng.uniform(0, 0.25 * severity)).exp()
     if rng.random() < 0.2 * severity:
         sizes = [edge] * 3
         sizes[rng.integers(3)] = int(edge / rng.uniform(1.3, 3.0))
         thick = F.interpolate(image, size=sizes, mode="area")
         image = F.interpolate(thick, size=(edge,) * 3, mode="trilinear", align_corners=False)
     if rng.random() < 0.5:
-        image = blur(image, rng.uniform(0.2, 0.8))
-    upper = float(torch.quantile(image.reshape(-1)[::7], 0.995))
-    image = image / max(upper, 1e-3)
-    image = image.clamp_min(0) ** float(np.exp(rng.normal(0, 0.2 * severity)))
-    noise = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
-    image = image + noise * float(rng.uniform(0, 0.05 * severity))
+        image = blur(image, rng.uniform(0.2, 0.4 + 0.6 * severity))
+    if rng.random() < 0.15 * severity:
+        image = truncate_spectrum(image, rng.uniform(0.55, 0.95))
+    upper = torch.quantile(image.reshape(-1)[::7], 0.995)
+    image = (image / upper.clamp_min(1e-3)).clamp_min(0) ** float(np.exp(rng.normal(0, 0.2 * severity)))
+    image = image + source.normal(*image.shape) * rng.uniform(0, 0.05 * severity)
     # A whole-scan percentile sets the scale at inference; scalp fat can be brighter than any crop's brain.
     return (image * float(1 + severity * rng.uniform(-0.4, 0.1))).clamp_(0, 1)
 
@@ -176,7 +207,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, severity: float = 1.0) -> T
 def blur(image: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian blur of a (1, 1, n, n, n) image; ``sigma`` in voxels, three taps."""
     side = float(np.exp(-0.5 / sigma**2))
-    taps = torch.tensor([side, 1.0, side]) / (1 + 2 * side)
+    taps = torch.tensor([side, 1.0, side], device=image.device) / (1 + 2 * side)
     for axis in range(3):
         shape = [1, 1, 1, 1, 1]
         shape[2 + axis] = 3
@@ -186,10 +217,13 @@ def blur(image: Tensor, sigma: float) -> Tensor:
     return image
 
 
-def shape_ensemble(edge: int, rng: np.random.Generator) -> Tensor:
-    """A fine (2n, 2n, 2n) uint8 crop of random smooth regions: the arg-max of smooth noise fields."""
-    n = edge * SUBSAMPLES
-    regions, knots = int(rng.integers(6, 20)), int(rng.integers(4, 11))
-    coarse = torch.from_numpy(rng.standard_normal((1, regions, knots, knots, knots), dtype=np.float32))
-    half = F.interpolate(coarse, size=(n // 2,) * 3, mode="trilinear", align_corners=True).argmax(1, keepdim=True)
-    return F.interpolate(half.to(torch.uint8), size=(n,) * 3, mode="nearest")[0, 0]
+def truncate_spectrum(image: Tensor, share: float) -> Tensor:
+    """Gibbs ringing: only the central ``share`` of the frequencies of each axis of a (1, 1, n, n, n) image stays."""
+    spectrum = torch.fft.rfftn(image, dim=(2, 3, 4))
+    edge = image.shape[-1]
+    frequency = torch.fft.fftfreq(edge, device=image.device).abs()
+    for axis, line in ((2, frequency), (3, frequency), (4, torch.fft.rfftfreq(edge, device=image.device))):
+        shape = [1, 1, 1, 1, 1]
+        shape[axis] = len(line)
+        spectrum = spectrum * (line <= share / 2).reshape(shape)
+    return torch.fft.irfftn(spectrum, s=image.shape[2:], dim=(2, 3, 4))

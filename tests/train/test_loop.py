@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from dropgen_rt.errors import DropgenError, ModelError, UsageError
+from dropgen_rt.errors import DropgenError, ModelError, ResourceError, UsageError
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.loop import load_network, train
-from dropgen_rt.train.pretrain import balanced_voxels, contrastive_loss, pretrain
+from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, pretrain
+from dropgen_rt.train.synthesis import RandomSource
 
 CONFIG = TrainConfig(steps=6, window=(16, 16, 16), width=4, levels=2, validate_every=3, drop=0.5)
 
@@ -84,11 +85,42 @@ def test_init_starts_from_the_weights_of_a_like_network(balls: Path, encoder: Pa
 
 def test_pretraining_writes_a_loadable_encoder(balls: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    pretrain(balls / "labelsTr", tmp_path / "encoder.pt", 2, 4, 0, lines.append)
+    out = tmp_path / "encoder.pt"
+    pretrain(balls / "labelsTr", out, PretrainConfig(2, 4, 16), lines.append, "cpu")
     assert lines[-1].startswith("step 2 of 2: loss ")
-    assert checkpoint.load_encoder(tmp_path / "encoder.pt").config.width == 4
+    assert checkpoint.load_encoder(out).config.width == 4
     with pytest.raises(ModelError, match="not a 'dropgen-rt checkpoint 1' file"):
-        checkpoint.load(tmp_path / "encoder.pt")
+        checkpoint.load(out)
+
+
+def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_path: Path, monkeypatch) -> None:
+    config = PretrainConfig(3, 4, 16, save_every=1)
+    pretrain(balls / "labelsTr", tmp_path / "unbroken.pt", config, lambda line: None, "cpu")
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dropgen_rt.train.checkpoint.save_encoder", stop)  # after step 1's state was written
+        pretrain(balls / "labelsTr", tmp_path / "broken.pt", config, lambda line: None, "cpu")
+    pretrain(balls / "labelsTr", tmp_path / "broken.pt", config, lambda line: None, "cpu", resume=True)
+    unbroken, resumed = (
+        checkpoint.load_encoder(tmp_path / f"{name}.pt").state_dict() for name in ("unbroken", "broken")
+    )
+    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+
+
+@pytest.mark.parametrize("options", [{"edge": 20}, {"steps": 0}, {"batch": 0}])
+def test_pretraining_options_out_of_range(options: dict) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        PretrainConfig(**options)
+
+
+def test_a_missing_gpu_is_said(balls: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ResourceError, match="sees no NVIDIA GPU; use --device cpu"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", PretrainConfig(), print, "cuda")
 
 
 def test_contrastive_loss_prefers_agreeing_features() -> None:
@@ -100,5 +132,5 @@ def test_contrastive_loss_prefers_agreeing_features() -> None:
 def test_balanced_voxels_reach_small_labels() -> None:
     labels = torch.zeros(20, 20, 20, dtype=torch.uint8)
     labels[:3, :3, :3] = 1
-    chosen = labels.reshape(-1)[balanced_voxels(labels, 1000, np.random.default_rng(0))]
+    chosen = labels.reshape(-1)[balanced_voxels(labels, 1000, RandomSource.seeded(0))]
     assert 300 < int((chosen == 1).sum()) < 700

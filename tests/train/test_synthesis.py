@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from dropgen_rt.train.shapes import cut_templates, shape_ensemble
 from dropgen_rt.train.synthesis import (
+    RandomSource,
     SynthesisConfig,
     corrupt,
     deformed_coordinates,
@@ -14,7 +16,7 @@ from dropgen_rt.train.synthesis import (
     index_labels,
     look_up,
     paint,
-    shape_ensemble,
+    truncate_spectrum,
 )
 
 BRAIN9 = Path(__file__).parents[2] / "examples" / "brain9" / "synthesis.toml"
@@ -34,8 +36,8 @@ def test_look_up_is_nearest_and_zero_outside() -> None:
 
 
 def test_coordinates_are_centred_on_the_request() -> None:
-    rng = np.random.default_rng(0)
-    middles = [deformed_coordinates(np.array([10.0, 20.0, 30.0]), 8, 1.0, rng).mean((1, 2, 3)) for _ in range(30)]
+    source = RandomSource.seeded(0)
+    middles = [deformed_coordinates((10.0, 20.0, 30.0), 8, 1.0, source).mean((1, 2, 3)) for _ in range(30)]
     assert torch.stack(middles).mean(0).numpy() == pytest.approx([10, 20, 30], abs=1.5)
 
 
@@ -62,7 +64,7 @@ def test_stripped_heads_have_no_head() -> None:
 def test_painted_borders_lie_where_the_labels_change() -> None:
     labels = torch.zeros(16, 16, 16, dtype=torch.uint8)
     labels[:, :, 8:] = 1
-    image = paint(labels, np.array([[0.1, 0.9], [0.0, 0.0]], np.float32), np.random.default_rng(3))
+    image = paint(labels, np.array([[0.1, 0.9], [0.0, 0.0], [0.0, 0.0]], np.float32), RandomSource.seeded(3))
     assert image.shape == (1, 8, 8, 8)
     left, right = image[0, :, :, :3].mean(), image[0, :, :, 5:].mean()
     assert right > 2 * left
@@ -70,15 +72,43 @@ def test_painted_borders_lie_where_the_labels_change() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_corruption_stays_finite_and_in_range(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    image = corrupt(torch.rand(1, 1, 16, 16, 16), rng)
+    image = corrupt(torch.rand(1, 1, 16, 16, 16), RandomSource.seeded(seed))
     assert image.shape == (1, 1, 16, 16, 16)
     assert torch.isfinite(image).all()
     assert image.min() >= 0
     assert image.max() <= 1
 
 
-def test_shape_ensembles_have_several_regions() -> None:
-    shapes = shape_ensemble(16, np.random.default_rng(0))
+def test_the_same_seed_paints_the_same_image() -> None:
+    labels = torch.zeros(16, 16, 16, dtype=torch.uint8)
+    table = np.array([[0.5], [0.1], [0.1]], np.float32)
+    first, again, other = (paint(labels, table, RandomSource.seeded(*seed)) for seed in ((1, 2), (1, 2), (1, 3)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_truncated_spectrum_rings_beside_an_edge_and_keeps_the_mean() -> None:
+    image = torch.zeros(1, 1, 16, 16, 16)
+    image[..., 8:] = 1
+    ringing = truncate_spectrum(image, 0.6)
+    assert float(ringing.mean()) == pytest.approx(0.5, abs=1e-5)
+    assert float(ringing.max()) > 1.02
+
+
+def test_templates_are_the_structures_of_a_map() -> None:
+    labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
+    labels[5:25, 10:20, 10:20] = 1
+    labels[0, 0, 0] = 2  # a dot: too small to be a shape
+    templates = cut_templates(labels)
+    assert templates.shape == (1, 48, 48, 48)
+    assert bool((templates == 1).all())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("count", [0, 5])
+def test_shape_ensembles_have_several_regions(seed: int, count: int) -> None:
+    templates = torch.ones((count, 48, 48, 48), dtype=torch.uint8)
+    shapes = shape_ensemble(16, templates, RandomSource.seeded(seed))
     assert shapes.shape == (32, 32, 32)
-    assert len(shapes.unique()) >= 5
+    assert shapes.dtype == torch.uint8
+    assert len(shapes.unique()) >= 4

@@ -1,0 +1,34 @@
+"""Where a training runs, chosen once."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from dropgen_rt.errors import ResourceError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "cuda:N". Raises ResourceError if that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ResourceError(f"device {name!r}: this PyTorch {torch.__version__} sees no NVIDIA GPU; use --device cpu")
+    return torch.device(name)
+
+
+def half_of(device: torch.device, precision: str) -> torch.dtype | None:
+    """The type that a "precision" computes convolutions in, None for fp32.
+
+    "auto" is bf16 on a GPU, as published, and fp32 on a CPU, where bf16 is slower unless the CPU has it built in.
+    """
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """Arithmetic in ``half_of(device, precision)``."""
+    half = half_of(device, precision)
+    return torch.autocast(device.type, half, enabled=half is not None)
