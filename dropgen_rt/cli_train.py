@@ -1,5 +1,6 @@
-"""The commands that need PyTorch: train. Heavy imports wait inside them."""
+"""The commands train and encoders, which need PyTorch. Heavy imports wait inside them."""
 
+import os
 from pathlib import Path
 
 import click
@@ -55,21 +56,56 @@ def train(
     require("torch", "train")
     from dropgen_rt.console import Console
     from dropgen_rt.train.encoders import encoder_for
-    from dropgen_rt.train.loop import device_of
     from dropgen_rt.train.loop import train as run
     from dropgen_rt.train.report import TrainingReport
     from dropgen_rt.train.run import configure
 
-    console = Console(quiet=False)
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
+    console = Console(quiet=not first)
     given = {key: value for key, value in options.items() if value is not None}
     config = configure(
         data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
         workers=workers, console=console, resume=resume,
     )  # fmt: skip
     found = encoder_for(config.method, encoder)
-    with TrainingReport(out, config, resume) as report:
+    with TrainingReport(out, config, resume, first) as report:
         best = run(
-            data, out, config, found, resume, report, init, device=device_of(device), split=split, cache=cache,
+            data, out, config, found, resume, report, init, device, split=split, cache=cache,
             workers=workers, console=console,
         )  # fmt: skip
     console.line(f"wrote {best}")
+
+
+@click.group()
+def encoders() -> None:
+    """Frozen encoders: list those at hand, fetch a published one, add a file."""
+    require("torch", "train")
+
+
+@encoders.command("list")
+def list_encoders() -> None:
+    """Encoders in the package and in the user's data folder."""
+    from dropgen_rt.train.encoders import describe
+
+    for line in describe():
+        click.echo(line)
+
+
+@encoders.command()
+@click.argument("name")
+@click.option("--sha256", help="Digest that the file must have; the hub shows it.")
+def fetch(name: str, sha256: str | None) -> None:
+    """Download a published encoder (anatomix, anatomix-dev) of a pinned digest."""
+    from dropgen_rt.train.encoders import fetch as run
+
+    click.echo(f"wrote {run(name, sha256)}")
+
+
+@encoders.command()
+@click.argument("file", type=FILE)
+@click.option("--name", help="Install under this name; by default the file's.")
+def add(file: Path, name: str | None) -> None:
+    """Install an encoder FILE: one that pretrain-encoder wrote, or a published anatomix .pth."""
+    from dropgen_rt.train.encoders import add as run
+
+    click.echo(f"wrote {run(file, name)}")

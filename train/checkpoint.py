@@ -32,10 +32,11 @@ def load(path: Path, kind: str = FORMAT) -> dict[str, Any]:
     return content
 
 
-def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any]) -> None:
-    """Write an encoder with the configuration that rebuilds it and a note of where it came from."""
+def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any], *, half: bool = True) -> None:
+    """Write an encoder with the configuration that rebuilds it and a note of where it came from; ``half`` its size."""
     state = {
-        key: (value.half() if value.is_floating_point() else value).cpu() for key, value in encoder.state_dict().items()
+        key: (value.half() if half and value.is_floating_point() else value).cpu()
+        for key, value in encoder.state_dict().items()
     }
     save(path, {"config": vars(encoder.config), "state": state, "provenance": provenance}, ENCODER_FORMAT)
 
