@@ -43,3 +43,8 @@ REORIENTED_DICE = 0.995
 # What nearest neighbour adds to it: a label moves by up to half the diagonal of a working voxel, 0.87 mm, where
 # the phantom climbs by 100 / 10 * 0.61 per mm.
 NEAREST_PHANTOM = 5.5
+
+# Weights after four steps in two processes against one, absolute: sums over the batch are taken in another order,
+# and AdamW divides each gradient by its own size, so that a rounding of a gradient near zero moves its weight by up
+# to a learning rate (1e-3) a step; a wrong average or another batch's statistics move all of them that far.
+TWO_PROCESSES = 4e-4

@@ -140,7 +140,7 @@ def share_batch_norms(network: nn.Module, ranks: Ranks) -> None:
         return
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.BatchNorm3d and any(p.requires_grad for p in child.parameters()):
+            if isinstance(child, nn.BatchNorm3d) and any(p.requires_grad for p in child.parameters()):
                 shared = SharedBatchNorm(child.num_features, child.eps, child.momentum)
                 shared.load_state_dict(child.state_dict())
                 setattr(module, name, shared)

@@ -114,9 +114,24 @@ def _conv(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:
     return nn.Conv3d(inputs, outputs, 3, padding="same", padding_mode=config.padding_mode, bias=config.conv_bias)
 
 
+class BatchNorm3d(nn.BatchNorm3d):
+    """As its parent. In training two axes are seen as one: PyTorch's fast channels-last kernels are two-dimensional.
+
+    On an H100 the three-dimensional ones took half the time of a whole training step in bf16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return super().forward(x.flatten(2, 3)).unflatten(2, x.shape[2:4])
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Four axes are fine here."""
+
+
 def _norm(channels: int, config: UNetConfig) -> nn.Module:
     if config.norm == "batch":
-        return nn.BatchNorm3d(channels)
+        return BatchNorm3d(channels)
     return nn.InstanceNorm3d(channels, eps=1e-2)
 
 

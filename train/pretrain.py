@@ -6,6 +6,7 @@ share a label, across both views, and pushes the others apart. Beside shapes, wh
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,8 +85,8 @@ class Anatomy:
         ``tissues`` is a synthesis.toml: source values of one tissue become one label, left and right for example.
         """
         maps = read_indexed_maps(folder, SynthesisConfig.read(tissues).tissues if tissues is not None else {})
-        templates = torch.cat([cut_templates(some) for some in maps])
-        return Anatomy(tuple(some.to(device) for some in maps), templates.to(device))
+        placed = tuple(some.to(device) for some in maps)
+        return Anatomy(placed, torch.cat([cut_templates(some) for some in placed]))
 
 
 def two_views(anatomy: Anatomy, edge: int, source: RandomSource) -> tuple[Tensor, Tensor]:
@@ -102,23 +103,32 @@ def two_views(anatomy: Anatomy, edge: int, source: RandomSource) -> tuple[Tensor
     return views, fine[::SUBSAMPLES, ::SUBSAMPLES, ::SUBSAMPLES]
 
 
-def balanced_voxels(labels: Tensor, count: int, source: RandomSource) -> Tensor:
-    """Flat indices of ``count`` voxels, every label equally likely: small structures must be seen."""
-    flat = labels.reshape(-1).to(torch.int64)
-    frequency = torch.bincount(flat, minlength=256).clamp_min(20)
-    cumulative = (1.0 / frequency.double())[flat].cumsum(0)
-    places = torch.rand(count, generator=source.fields, device=flat.device, dtype=torch.float64) * cumulative[-1]
-    return torch.searchsorted(cumulative, places).clamp_max(len(flat) - 1)
+def label_weights(labels: Tensor) -> Tensor:
+    """(b, 256) float64: a voxel's weight by its label, so that in each of (b, …) uint8 maps labels weigh alike."""
+    index = labels.flatten(1).to(torch.int64) + 256 * torch.arange(len(labels), device=labels.device)[:, None]
+    # Labels of fewer than 20 voxels would be the same few voxels again and again.
+    return 1.0 / torch.bincount(index.flatten(), minlength=256 * len(labels)).view(-1, 256).clamp_min(20).double()
+
+
+def balanced_voxels(labels: Tensor, weights: Tensor, count: int, source: RandomSource) -> Tensor:
+    """(b, count) flat indices of voxels drawn by their labels' weight: small structures must be seen."""
+    cumulative = weights.gather(1, labels.flatten(1).to(torch.int64)).cumsum(1)
+    shape = (len(labels), count)
+    places = torch.rand(shape, generator=source.fields, device=labels.device, dtype=torch.float64)
+    return torch.searchsorted(cumulative, places * cumulative[:, -1:]).clamp_max(cumulative.shape[1] - 1)
 
 
 def contrastive_loss(features: Tensor, labels: Tensor) -> Tensor:
-    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out) of (n, d) features, (n,) labels."""
-    features = F.normalize(features, dim=1)
-    own = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    similarity = (features @ features.T / TEMPERATURE).masked_fill(own, float("-inf"))
-    positive = (labels[:, None] == labels[None, :]) & ~own
-    log_share = similarity - similarity.logsumexp(dim=1, keepdim=True)
-    return -(log_share.masked_fill(~positive, 0).sum(1) / positive.sum(1).clamp_min(1)).mean()
+    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out), mean over b sets.
+
+    ``features`` (b, n, d), ``labels`` (b, n); a feature is compared with those of its own set.
+    """
+    features = F.normalize(features, dim=2)
+    own = torch.eye(features.shape[1], dtype=torch.bool, device=features.device)
+    similarity = (features @ features.transpose(1, 2) / TEMPERATURE).masked_fill(own, float("-inf"))
+    positive = (labels[:, :, None] == labels[:, None, :]) & ~own
+    log_share = similarity - similarity.logsumexp(dim=2, keepdim=True)
+    return -(log_share.masked_fill(~positive, 0).sum(2) / positive.sum(2).clamp_min(1)).mean()
 
 
 class Pretraining(nn.Module):
@@ -150,15 +160,21 @@ class Pretraining(nn.Module):
 
 def ensemble_loss(model: Pretraining, views: Tensor, labels: Tensor, source: RandomSource) -> Tensor:
     """Mean over layers and pairs of the contrastive loss; ``views`` (b, 2, 1, n, n, n), ``labels`` (b, n, n, n)."""
-    layers = model(views.flatten(0, 1).contiguous(memory_format=torch.channels_last_3d))
+    device = labels.device
+    with autocast(device):
+        layers = model(views.flatten(0, 1).contiguous(memory_format=torch.channels_last_3d))
+    weights = label_weights(labels)
     losses = []
     for place, features in enumerate(layers):
         stride = labels.shape[-1] // features.shape[-1]
         coarse = labels[:, stride // 2 :: stride, stride // 2 :: stride, stride // 2 :: stride]
-        for pair, target in enumerate(coarse):
-            voxels = balanced_voxels(target, VOXELS_PER_VIEW, source)
-            chosen = features[2 * pair : 2 * pair + 2].flatten(2)[:, :, voxels].transpose(1, 2).flatten(0, 1)
-            losses.append(contrastive_loss(model.project(place, chosen).float(), target.reshape(-1)[voxels].repeat(2)))
+        voxels = balanced_voxels(coarse, weights, VOXELS_PER_VIEW, source)
+        target = coarse.flatten(1).gather(1, voxels)
+        # (b, view, channels, voxels) -> (b, view * voxels, channels), in fp32
+        by_view = features.flatten(2).unflatten(0, (-1, 2))
+        index = voxels[:, None, None].expand(-1, 2, by_view.shape[2], -1)
+        chosen = by_view.gather(3, index).transpose(2, 3).flatten(1, 2).float()
+        losses.append(contrastive_loss(model.project(place, chosen), target.repeat(1, 2)))
     return torch.stack(losses).mean()
 
 
@@ -217,8 +233,7 @@ def _descend(
     """One step; its loss, still on the device."""
     sources = [RandomSource.seeded(config.seed, step, i, device=device) for i in range(config.batch)]
     views, labels = zip(*(two_views(anatomy, config.edge, source) for source in sources), strict=True)
-    with autocast(device):
-        loss = ensemble_loss(model, torch.stack(views), torch.stack(labels), sources[0])
+    loss = ensemble_loss(model, torch.stack(views), torch.stack(labels), sources[0])
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -243,12 +258,14 @@ def read_indexed_maps(folder: Path, tissues: dict[str, tuple[int, ...]]) -> list
     paths = sorted(folder.glob("*.nii.gz"))
     if not paths:
         raise MissingInputError(f"{folder}: no .nii.gz label maps in it; name a folder that has some")
-    maps = []
-    for path in paths:
+
+    def read(path: Path) -> Tensor:
         raw, geometry = read_label_map(path)
         merged = np.arange(int(raw.max()) + 1)
         for values in tissues.values():
             merged[[value for value in values if value < len(merged)]] = values[0]
         _, change = geometry.reoriented("LPS")
-        maps.append(index_labels(merged[change.apply(raw)])[0])
-    return maps
+        return index_labels(merged[change.apply(raw)])[0]
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(read, paths))

@@ -5,6 +5,8 @@ one would have drawn, whatever thread draws it.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -85,6 +87,29 @@ def cut(case: Prepared, corner: Sequence[int], window: tuple[int, int, int]) -> 
     return image, labels
 
 
+@dataclass(frozen=True)
+class _Head:
+    """A label map on the device: indices into ``values``, the label of each, its voxels between two fine samples."""
+
+    index: Tensor
+    values: NDArray[np.intp]
+    target: Tensor
+    step: float
+    centres: tuple[NDArray, ...]  # per label: voxels of it, on a coarse lattice
+
+    @staticmethod
+    def read(case: Case, dataset: Dataset, config: TrainConfig, device: torch.device | str) -> "_Head":
+        raw, geometry = read_label_map(case.label)
+        oriented, change = geometry.reoriented(config.orientation)
+        index, values = index_labels(change.apply(raw))
+        merged = dataset.merge(values)
+        coarse = merged[index.numpy()[::4, ::4, ::4]]
+        places = [np.argwhere(coarse == label.value) * 4 for label in dataset.labels]
+        step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
+        centres = tuple(voxels for voxels in places if len(voxels))
+        return _Head(index.to(device), values, torch.from_numpy(merged).to(device), step, centres)
+
+
 class SyntheticSampler:
     """Crops of heads that never were: a label map deformed, painted in a drawn contrast, corrupted."""
 
@@ -94,35 +119,24 @@ class SyntheticSampler:
         assert dataset.synthesis is not None  # the caller chose this sampler because there is one
         self.synthesis: SynthesisConfig = dataset.synthesis
         self.edge = config.window[0]
-        self.maps: list[tuple[Tensor, NDArray, Tensor, float]] = []
-        self.centres: list[list[NDArray]] = []  # per map and label: voxels of it, on a coarse lattice
-        for case in cases:
-            raw, geometry = read_label_map(case.label)
-            oriented, change = geometry.reoriented(config.orientation)
-            index, values = index_labels(change.apply(raw))
-            step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
-            merged = dataset.merge(values)
-            self.maps.append((index.to(device), values, torch.from_numpy(merged).to(device), step))
-            coarse = merged[index.numpy()[::4, ::4, ::4]]
-            places = [np.argwhere(coarse == label.value) * 4 for label in dataset.labels]
-            self.centres.append([voxels for voxels in places if len(voxels)])
+        with ThreadPoolExecutor() as pool:
+            self.heads = list(pool.map(lambda case: _Head.read(case, dataset, config, device), cases))
 
     def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
         rng = source.numbers
-        place = int(rng.integers(len(self.maps)))
-        index, values, target, step = self.maps[place]
-        centres = self.centres[place]
+        head = self.heads[rng.integers(len(self.heads))]
+        centres = head.centres
         # Balanced, or a label by its size without gathering all voxels: the largest ones take most draws.
         sizes = np.array([len(voxels) for voxels in centres])
         odds = np.full(len(sizes), 1 / len(sizes)) if rng.random() < FOREGROUND_SHARE else sizes / sizes.sum()
         voxels = centres[rng.choice(len(centres), p=odds)]
         # Shifted, so that crops also meet the head's rim and the air beyond it.
         centre = voxels[rng.integers(len(voxels))] + rng.normal(0, 12, 3)
-        coordinates = deformed_coordinates(centre, self.edge, step, source, self.synthesis.severity)
-        fine = look_up(index, coordinates)
-        table = draw_intensities(self.synthesis, values, rng)
+        coordinates = deformed_coordinates(centre, self.edge, head.step, source, self.synthesis.severity)
+        fine = look_up(head.index, coordinates)
+        table = draw_intensities(self.synthesis, head.values, rng)
         image = paint(fine, table, source, self.synthesis.severity)
         middle = F.avg_pool3d(coordinates[None], SUBSAMPLES)[0]
         # What was stripped from the image is background in the target too.
-        shown = torch.from_numpy(table[MEAN] > 0).to(target.device)
-        return image, (target * shown)[look_up(index, middle).to(torch.int64)]
+        shown = source.place(table[MEAN] > 0)
+        return image, (head.target * shown)[look_up(head.index, middle).to(torch.int64)]

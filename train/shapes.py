@@ -28,7 +28,9 @@ def cut_templates(label_map: Tensor) -> Tensor:
             kept = torch.where(mask.any(dim=tuple(other for other in range(3) if other != axis)))[0]
             mask = mask.narrow(axis, int(kept[0]), int(kept[-1] - kept[0]) + 1)
         masks.append(F.interpolate(mask[None, None].float(), size=(TEMPLATE_EDGE,) * 3, mode="area")[0, 0] > 0.5)
-    return torch.stack(masks).to(torch.uint8) if masks else torch.zeros((0, *[TEMPLATE_EDGE] * 3), dtype=torch.uint8)
+    if not masks:
+        return torch.zeros((0, *[TEMPLATE_EDGE] * 3), dtype=torch.uint8, device=label_map.device)
+    return torch.stack(masks).to(torch.uint8)
 
 
 def shape_ensemble(edge: int, templates: Tensor, source: RandomSource) -> Tensor:
@@ -53,9 +55,9 @@ def _noise_regions(edge: int, source: RandomSource) -> Tensor:
 def _pasted(edge: int, templates: Tensor, source: RandomSource) -> Tensor:
     """(n, n, n) int64: later shapes cover earlier ones."""
     rng, count = source.numbers, int(source.numbers.integers(20, 41))
-    chosen = torch.from_numpy(rng.integers(len(templates), size=count)).to(templates.device)
+    chosen = source.place(rng.integers(len(templates), size=count))
     masks = templates[chosen][:, None].float()
-    matrices = torch.from_numpy(np.stack([_placement(rng) for _ in range(count)])).to(templates.device)
+    matrices = source.place(np.stack([_placement(rng) for _ in range(count)]))
     grid = F.affine_grid(matrices, [count, 1, edge, edge, edge], align_corners=False)
     bend = source.smooth(int(rng.integers(4, 9)), edge, channels=3) * rng.uniform(0, 0.1)
     pasted = F.grid_sample(masks, grid + bend.movedim(1, -1), align_corners=False) > 0.5

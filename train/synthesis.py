@@ -43,6 +43,11 @@ class RandomSource:
     def device(self) -> torch.device:
         return self.fields.device
 
+    def place(self, array: NDArray) -> Tensor:
+        """A small array on the device; a GPU gets it without waiting."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal float32 of a shape."""
         return torch.randn(shape, generator=self.fields, device=self.device)
@@ -175,7 +180,7 @@ def look_up(label_map: Tensor, coordinates: Tensor) -> Tensor:
 
 def paint(labels: Tensor, table: NDArray[np.float32], source: RandomSource, severity: float = 1.0) -> Tensor:
     """A (1, n, n, n) float32 image from a fine (2n, 2n, 2n) crop of label indices; corrupted, in [0, 1]."""
-    rows = torch.from_numpy(table).to(labels.device)
+    rows = source.place(table)
     index = labels.to(torch.int64)
     image = rows[DEVIATION][index].mul_(source.normal(*labels.shape))
     texture = source.smooth(int(source.numbers.integers(6, 17)), labels.shape[0])[0, 0]

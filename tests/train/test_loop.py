@@ -11,7 +11,7 @@ from dropgen_rt.errors import DropgenError, ModelError, ResourceError, UsageErro
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.loop import load_network, train
-from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, pretrain
+from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
 from dropgen_rt.train.synthesis import RandomSource
 
 CONFIG = TrainConfig(steps=6, window=(16, 16, 16), width=4, levels=2, validate_every=3, drop=0.5)
@@ -126,11 +126,13 @@ def test_a_missing_gpu_is_said(balls: Path, tmp_path: Path) -> None:
 def test_contrastive_loss_prefers_agreeing_features() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     agreeing = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    assert contrastive_loss(agreeing, labels) < contrastive_loss(agreeing[[0, 2, 1, 3]], labels)
+    mixed = agreeing[[0, 2, 1, 3]]
+    assert contrastive_loss(agreeing[None], labels[None]) < contrastive_loss(mixed[None], labels[None])
 
 
 def test_balanced_voxels_reach_small_labels() -> None:
     labels = torch.zeros(20, 20, 20, dtype=torch.uint8)
     labels[:3, :3, :3] = 1
-    chosen = labels.reshape(-1)[balanced_voxels(labels, 1000, RandomSource.seeded(0))]
+    weights = label_weights(labels[None])
+    chosen = labels.reshape(-1)[balanced_voxels(labels[None], weights, 1000, RandomSource.seeded(0))[0]]
     assert 300 < int((chosen == 1).sum()) < 700
