@@ -117,12 +117,13 @@ def build_engine(model: Path, name: str | None, no_default: bool) -> None:
 @click.argument("prediction", type=FILE)
 @click.argument("label", type=FILE)
 @click.option("--labels", type=FILE, help="A dataset.json: its source values are merged into its labels in LABEL.")
+@click.option("--tolerance-mm", type=float, default=1.0, show_default=True, help="Of the surface Dice.")
 @click.option("-o", "--out", type=FILE, help="Write NAME.json and NAME.csv beside each other; give NAME.json.")
-def evaluate(prediction: Path, label: Path, labels: Path | None, out: Path | None) -> None:
-    """Dice per label of PREDICTION against LABEL, two label maps on one grid."""
+def evaluate(prediction: Path, label: Path, labels: Path | None, tolerance_mm: float, out: Path | None) -> None:
+    """Dice, HD95 and surface Dice per label of PREDICTION against LABEL: two label maps, or two folders of them."""
     from dropgen_rt.evaluate import evaluate_files
 
-    for line in evaluate_files(prediction, label, labels, out):
+    for line in evaluate_files(prediction, label, labels, out, tolerance_mm):
         click.echo(line)
 
 

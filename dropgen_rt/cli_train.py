@@ -57,6 +57,7 @@ def train(
     from dropgen_rt.console import Console
     from dropgen_rt.train.encoders import encoder_for
     from dropgen_rt.train.loop import train as run
+    from dropgen_rt.train.outputs import finish
     from dropgen_rt.train.report import TrainingReport
     from dropgen_rt.train.run import configure
 
@@ -73,6 +74,11 @@ def train(
             data, out, config, found, resume, report, init, device, split=split, cache=cache,
             workers=workers, console=console,
         )  # fmt: skip
+    if first:
+        summary = finish(data, out, device, split=split, cache=cache, console=console)
+        for name in ("validation", "test"):
+            if name in summary:
+                console.line(f"{name}: mean Dice {summary[name]['mean_dice']:.4f} over {summary[name]['cases']} cases")
     console.line(f"wrote {best}")
 
 
