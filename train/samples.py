@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class ScanSampler:
         # they can be drawn from in several threads.
         augment = augmentation(self.augment).set_random_state(seed=int(rng.integers(2**31)))
         out = augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
-        return out["image"].as_tensor().float(), out["label"].as_tensor()[0].to(torch.uint8)
+        return plain(out["image"]).float(), plain(out["label"])[0].to(torch.uint8)
 
     def _corner(self, case: Prepared, rng: np.random.Generator) -> list[int]:
         """(z, y, x) of the crop's first voxel; negative where the scan is smaller and is centred, as in inference."""
@@ -73,6 +74,11 @@ class ScanSampler:
         else:
             corner = [int(rng.integers(max(r, 0) + 1)) for r in room]
         return [-((-r) // 2) if r < 0 else c for c, r in zip(corner, room, strict=True)]
+
+
+def plain(value: Tensor) -> Tensor:
+    """Without the metadata that some of MONAI's transforms add."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
 def cut(case: Prepared, corner: Sequence[int], window: tuple[int, int, int]) -> tuple[NDArray, NDArray]:
