@@ -12,7 +12,7 @@ from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, grid_of
 from dropgen_rt.train.distributed import Ranks
-from dropgen_rt.train.network import DropGen, UNetConfig, rebuild
+from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild
 from dropgen_rt.train.prepare import Prepared, default_cache, made_folder, prepare
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
@@ -46,7 +46,7 @@ def make_network(dataset: Dataset, config: TrainConfig, encoder_path: Path | Non
     return network
 
 
-def _encoder(config: TrainConfig, path: Path | None) -> torch.nn.Module | None:
+def _encoder(config: TrainConfig, path: Path | None) -> UNet | None:
     if config.method == "erm":
         if path is not None:
             raise UsageError("method 'erm' takes no encoder; leave --encoder out or choose --method dropgen")

@@ -75,14 +75,14 @@ class _Gather(torch.autograd.Function):
     """Concatenate over processes. Backward assumes that every process computes the same of the result."""
 
     @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, own: Tensor) -> Tensor:
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, own)
         context.size = len(own)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         # The same gradient reaches all processes, so the sum over them is a product.
         first = dist.get_rank() * context.size
         return gradient[first : first + context.size] * dist.get_world_size()
@@ -92,13 +92,13 @@ class _Sum(torch.autograd.Function):
     """Sum over processes, forward and backward."""
 
     @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, own: Tensor) -> Tensor:
         total = own.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total)
         return total
@@ -125,7 +125,7 @@ class SharedBatchNorm(nn.BatchNorm3d):
         mean = sums[0] / count
         variance = (sums[1] / count - mean * mean).clamp_min(0)
         with torch.no_grad():
-            self.num_batches_tracked += 1  # type: ignore[operator]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             momentum = self.momentum or 0.0
             self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
             self.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)  # type: ignore[union-attr]

@@ -239,7 +239,7 @@ def _batches(sampler: Sampler, config: TrainConfig, first: int, ranks: Ranks, de
         return torch.stack(images), torch.stack(targets)[:, None]
 
     steps = range(first, config.steps)
-    drawn = map(draw, steps)
+    drawn: Iterator[Batch] = map(draw, steps)
     if device.type == "cuda" and isinstance(sampler, ScanSampler):
         drawn = _ahead(draw, steps)
     for image, target in drawn:

@@ -1,6 +1,7 @@
 """Losses by name; each takes logits (b, k, z, y, x) and targets (b, 1, z, y, x). The background has no Dice."""
 
 from collections.abc import Callable
+from typing import Any
 
 from monai.losses import DiceCELoss, DiceFocalLoss, TverskyLoss
 from torch import Tensor
@@ -14,7 +15,7 @@ TVERSKY_FALSE_ALARM, TVERSKY_MISS = 0.3, 0.7
 
 def make_loss(kind: LossKind) -> Loss:
     """The loss of this name: the paper's Dice + cross-entropy, Dice + focal, or Tversky."""
-    shared = {"softmax": True, "include_background": False, "to_onehot_y": True, "batch": True}
+    shared: dict[str, Any] = {"softmax": True, "include_background": False, "to_onehot_y": True, "batch": True}
     loss: Loss
     if kind == "dice_ce":
         loss = DiceCELoss(**shared)

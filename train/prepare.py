@@ -133,7 +133,7 @@ def in_memory(case: Case, grid: Grid) -> Prepared:
 
 
 def _key(finding: Finding, grid: Grid) -> str:
-    note = [FORMAT, finding.digests, grid.orientation, grid.spacing_mm, asdict(grid.intensity)]
+    note: list[object] = [FORMAT, finding.digests, grid.orientation, grid.spacing_mm, asdict(grid.intensity)]
     note += [grid.table.sources, PLACES_PER_LABEL]
     return hashlib.sha256(json.dumps(note).encode()).hexdigest()[:32]
 

@@ -66,7 +66,7 @@ def _segresnet(config: MonaiConfig) -> nn.Module:
     width = max(8, config.width - config.width % 8)
     net: nn.Module = SegResNet(
         3, width, config.in_channels, config.out_channels,
-        blocks_down=[1] + [2] * config.levels, blocks_up=[1] * config.levels,
+        blocks_down=(1, *[2] * config.levels), blocks_up=(1,) * config.levels,
     )  # fmt: skip
     return net
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from dropgen_rt.atomic import atomic_path
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import DropgenError, FaultyDatasetError
 from dropgen_rt.evaluate import same_grid
+from dropgen_rt.geometry import Geometry
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.parallel import each
 from dropgen_rt.volume import Scan, read_label_map, read_scan
@@ -27,6 +29,7 @@ SAME_GRID = 0.1
 # Every so many voxels of a scan are enough for its percentiles.
 SAMPLED_VOXELS = 200_000
 SHOWN_FAULTS = 50
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def inspect_case(case: Case, table: LabelTable) -> Finding:
     return _described(case, scans, merged, voxels)
 
 
-def _tried(read: Callable, faults: list[str]) -> object:
+def _tried(read: Callable[[], Read], faults: list[str]) -> Read | None:
     try:
         return read()
     except DropgenError as error:
@@ -88,9 +91,9 @@ def _tried(read: Callable, faults: list[str]) -> object:
         return None
 
 
-def _grid(geometry: object) -> str:
-    size = " x ".join(map(str, geometry.size))  # type: ignore[attr-defined]
-    return f"({size} voxels of " + " x ".join(f"{mm:.4g}" for mm in geometry.spacing_mm) + " mm)"  # type: ignore[attr-defined]
+def _grid(geometry: Geometry) -> str:
+    size = " x ".join(map(str, geometry.size))
+    return f"({size} voxels of " + " x ".join(f"{mm:.4g}" for mm in geometry.spacing_mm) + " mm)"
 
 
 def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.ndarray) -> Finding:
@@ -153,7 +156,7 @@ def _finding(data: dict) -> Finding:
     return Finding(**{key: _frozen(value) for key, value in data.items()})
 
 
-def _frozen(value: object) -> object:
+def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
