@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo_output
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: viewer demo test lint types bench docs clean
 .DELETE_ON_ERROR:
 
 # torch is pinned to the CPU build: the toolkit runs and is tested without a GPU.
@@ -21,7 +21,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	$(BIN)/python examples/demo.py $(OUT)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev viewer
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 lint: $(VENV)/.dev
@@ -33,6 +33,10 @@ types: $(VENV)/.dev
 	rm -rf build/types
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p dropgen_rt
+
+# niivue, for infer --report, by npm and the lock file beside it; wheels are built with it.
+viewer:
+	$(PYTHON) dropgen_rt/viewer/fetch.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/stages.py --out benchmarks/results/stages.json

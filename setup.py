@@ -1,9 +1,34 @@
-"""The C++ host kernels; everything else about the package is in pyproject.toml."""
+"""The C++ host kernels and the report's viewer; everything else about the package is in pyproject.toml."""
+
+import subprocess
+import sys
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
+
+
+def fetch_viewer() -> None:
+    """Into the tree, so that an sdist holds it and a wheel made from that needs neither npm nor a network."""
+    subprocess.run([sys.executable, "dropgen_rt/viewer/fetch.py", "--optional"], check=True)
+
+
+class BuildWithViewer(build_py):
+    def run(self) -> None:
+        if not self.editable_mode:  # a checkout's owner decides: make viewer
+            fetch_viewer()
+        super().run()
+
+
+class SdistWithViewer(sdist):
+    def run(self) -> None:
+        fetch_viewer()
+        super().run()
+
 
 setup(
+    cmdclass={"build_py": BuildWithViewer, "sdist": SdistWithViewer},
     ext_modules=[
         Pybind11Extension(
             "dropgen_rt.kernels._host",

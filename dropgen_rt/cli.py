@@ -44,16 +44,17 @@ def main() -> None:
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--report", is_flag=True, help="Also write SCAN_report.html: an interactive viewer in one file.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
-    overlap: float | None, blend: Blend | None, device: str, quiet: bool,
+    overlap: float | None, blend: Blend | None, device: str, quiet: bool, report: bool,
 ) -> None:  # fmt: skip
     """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd) or folders of them."""
     from dropgen_rt.infer import infer_files
     from dropgen_rt.segment import Settings
 
     settings = Settings(overlap=overlap, blend=blend, reference=reference)
-    failures = infer_files(scans, out, model, settings, device, quiet)
+    failures = infer_files(scans, out, model, settings, device, quiet, report)
     if failures:
         raise SystemExit(failures[0].exit_code)
 

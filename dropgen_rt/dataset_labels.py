@@ -1,6 +1,7 @@
 """The labels of a ``dataset.json``: names, colours, and the source values that each label gathers."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +32,14 @@ class LabelTable:
         return frozenset(self.background).union(*self.sources)
 
     @staticmethod
-    def plain(highest: int) -> "LabelTable":
-        """Labels 1 … ``highest``, each named by its value."""
-        labels = tuple(Label(value, f"label {value}", PALETTE[value % len(PALETTE)]) for value in range(1, highest + 1))
-        return LabelTable(labels, tuple((label.value,) for label in labels))
+    def plain(values: Sequence[int]) -> "LabelTable":
+        """One label per value, 1 and up, named by it."""
+        labels = tuple(Label(i + 1, f"label {value}", PALETTE[i % len(PALETTE)]) for i, value in enumerate(values))
+        return LabelTable(labels, tuple((value,) for value in values))
 
     def merge(self, raw: NDArray[np.integer]) -> NDArray[np.unsignedinteger]:
         """Source values to 1, 2, 3 …; a value that no label gathers becomes background. Same shape."""
-        size = max(int(raw.max(initial=0)), *(max(values) for values in self.sources)) + 1
+        size = max([int(raw.max(initial=0)), *(max(values) for values in self.sources)]) + 1
         table = np.zeros(size, np.uint8 if len(self.labels) < 256 else np.uint16)
         for label, values in zip(self.labels, self.sources, strict=True):
             table[list(values)] = label.value

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from dropgen_rt.atomic import atomic_group
 from dropgen_rt.dataset_labels import LabelTable, read_label_table
-from dropgen_rt.errors import GeometryError, MissingInputError, UsageError
+from dropgen_rt.errors import GeometryError, MissingInputError, UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import scan_suffix
+from dropgen_rt.scan_header import refusal
 from dropgen_rt.surface import hd95_and_surface_dice
 from dropgen_rt.volume import read_label_map, stem
 
@@ -22,6 +23,9 @@ from dropgen_rt.volume import read_label_map, stem
 SAME_PLACE_MM = 1e-2
 # Surfaces this close count as one in the surface Dice: about a voxel of a brain scan.
 TOLERANCE_MM = 1.0
+
+# The finest atlases have some hundred structures; a map of more values is an image whose numbers happen to be whole.
+MAX_STRUCTURES = 1000
 
 
 def dice_per_label(prediction: NDArray[np.integer], reference: NDArray[np.integer], labels: int) -> NDArray[np.float64]:
@@ -73,20 +77,19 @@ def evaluate_files(
 ) -> Iterator[str]:
     """Lines of a table: Dice of each label of ``prediction`` against ``label``, and their mean.
 
-    Two folders are compared file by file, names in common; a prediction may end in _seg. ``table`` is a
-    dataset.json whose source values are merged in the labels first. ``out`` (NAME.json) also writes Dice, HD95
-    and surface Dice of every subject there and as NAME.csv. Raises InputError if a file cannot be read, the
-    grids differ, or a label has no prediction.
+    Without a ``table`` the labels are the values that the maps hold; ``table`` is a dataset.json whose source values
+    are merged in the labels first. Two folders are compared file by file, names in common; a prediction may end in
+    _seg. ``out`` (NAME.json) also writes Dice, HD95 and surface Dice of every subject there and as NAME.csv. Raises
+    InputError if a file cannot be read, is no label map, the grids differ, or a label has no prediction.
     """
     if out is not None and out.suffix != ".json":
         raise UsageError(f"{out}: the result file's name must end in .json")
     pairs = _pairs(prediction, label)
-    names = read_label_table(table) if table is not None else None
-    if names is None and len(pairs) > 1:
-        names = LabelTable.plain(max(int(read_label_map(path)[0].max()) for _, path in pairs) or 1)
+    values = _values_present([path for pair in pairs for path in pair]) if table is None else None
+    names = read_label_table(table) if table is not None else LabelTable.plain(values or [])
     scores: list[Score] = []
     for ours, theirs in pairs:
-        scores += _compare(ours, theirs, names, tolerance_mm)
+        scores += _compare(ours, theirs, names, values, tolerance_mm)
     rows = {score.label: [other for other in scores if other.label == score.label] for score in scores}
     for name, some in rows.items():
         line = f"{mean_of([score.dice for score in some]):.4f}  {name}"
@@ -122,18 +125,28 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
     return [(predictions[name], path) for name, path in labels.items()]
 
 
-def _compare(prediction: Path, label: Path, table: LabelTable | None, tolerance_mm: float) -> list[Score]:
+def _compare(
+    prediction: Path, label: Path, table: LabelTable, values: list[int] | None, tolerance_mm: float
+) -> list[Score]:
+    """Scores of one subject. ``values`` are those of a plain table, in place of whose 1, 2, 3 … they are reported."""
     predicted, mine = read_label_map(prediction)
     reference, theirs = read_label_map(label)
     _check_same_grid(prediction, mine, label, theirs)
-    names = table or _plain_table(predicted, reference)
-    merged = names.merge(reference) if table is not None else reference
-    return scores_of(predicted, merged, names, theirs.spacing_mm, tolerance_mm, stem(label))
+    predicted = predicted if values is None else table.merge(predicted)
+    scores = scores_of(predicted, table.merge(reference), table, theirs.spacing_mm, tolerance_mm, stem(label))
+    return scores if values is None else [replace(s, value=v) for s, v in zip(scores, values, strict=True)]
 
 
-def _plain_table(*maps: NDArray[np.integer]) -> LabelTable:
-    highest = max(int(array.max()) for array in maps)
-    return LabelTable.plain(max(highest, 1))
+def _values_present(paths: Sequence[Path]) -> list[int]:
+    """The values above 0 of any map, sorted. Raises UnsuitableInputError for a map that must be something else."""
+    present: set[int] = set()
+    for path in paths:
+        mine = np.flatnonzero(np.bincount(read_label_map(path)[0].ravel()))
+        if len(mine) > MAX_STRUCTURES:
+            given, accepted = f"{len(mine)} different values", f"a label map of up to {MAX_STRUCTURES}"
+            raise refusal(UnsuitableInputError, path, given, accepted, "check that the right file was given")
+        present |= set(mine.tolist())
+    return sorted(present - {0})
 
 
 def same_grid(mine: Geometry, theirs: Geometry, within_mm: float = SAME_PLACE_MM) -> bool:

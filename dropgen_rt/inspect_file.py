@@ -1,12 +1,13 @@
-"""One door to the raw checks: is this file a complete, finite, rigid 3D scan? Nothing is allocated for it."""
+"""One door to the raw checks: is this file a complete, finite, rigid 3D scan?"""
 
 from dataclasses import replace
 from pathlib import Path
 
 from dropgen_rt import scan_metaimage, scan_nifti, scan_nrrd
 from dropgen_rt.errors import InputError, MissingInputError, UnreadableInputError
-from dropgen_rt.scan_header import Packing, RawHeader, not_an_image, refusal
+from dropgen_rt.scan_header import Packing, RawHeader, is_text, not_an_image, not_readable, refusal
 from dropgen_rt.scan_payload import check_payload, check_undamaged, first_bytes
+from dropgen_rt.scan_text import HEADER_BYTES
 
 #: The suffixes of files that are read, in small letters.
 SCAN_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -17,18 +18,17 @@ def scan_suffix(path: Path) -> str:
     return next((suffix for suffix in SCAN_SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
-def inspect_file(path: Path) -> RawHeader:
-    """Check one scan from its raw header to its last byte, without SimpleITK.
+def inspect_file(path: Path, keep: bytearray | None = None) -> RawHeader:
+    """Check one scan from its raw header to its last byte, without SimpleITK; voxels go to ``keep`` as stored.
 
     Raises MissingInputError, UnreadableInputError, UnsuitableInputError or GeometryError.
     """
-    _check_is_file(path)
     try:
+        _check_is_file(path)
         header = _parse(path)
-        trailing = check_payload(header.payload)
+        trailing = check_payload(header.payload, keep)
     except OSError as error:
-        given, step = error.strerror or str(error), "check its permissions"
-        raise refusal(UnreadableInputError, path, given, "a readable file", step) from error
+        raise not_readable(path, error) from error
     return replace(header, warnings=header.warnings + trailing)
 
 
@@ -40,6 +40,8 @@ def _check_is_file(path: Path) -> None:
         raise refusal(UnreadableInputError, path, "a folder", accepted, "name a scan in it")
     if not path.is_file():
         raise refusal(UnreadableInputError, path, "a pipe or device", accepted, "save it to a file first")
+    if not is_text(path):
+        raise refusal(UnreadableInputError, path, "a name that is not UTF-8", "one that is", "rename file or folder")
     if not scan_suffix(path):
         raise refusal(UnreadableInputError, path, f"suffix {path.suffix!r}", accepted, "convert it first")
     if path.stat().st_size == 0:
@@ -51,8 +53,8 @@ def _parse(path: Path) -> RawHeader:
     if suffix in (".nii", ".nii.gz"):
         return _parse_nifti(path, zipped=suffix == ".nii.gz")
     if suffix in (".nrrd", ".nhdr"):
-        return scan_nrrd.parse_nrrd(path, first_bytes(path, "raw", scan_nrrd.HEADER_BYTES))
-    return scan_metaimage.parse_metaimage(path, first_bytes(path, "raw", scan_metaimage.HEADER_BYTES))
+        return scan_nrrd.parse_nrrd(path, first_bytes(path, "raw", HEADER_BYTES))
+    return scan_metaimage.parse_metaimage(path, first_bytes(path, "raw", HEADER_BYTES))
 
 
 def _parse_nifti(path: Path, zipped: bool) -> RawHeader:

@@ -23,9 +23,14 @@ class Model:
 
 def read_model(path: Path) -> Model:
     """Read a ``model.onnx``. Raises MissingModelError, or ModelError if it is not one that this project exported."""
-    if not path.is_file():
-        raise MissingModelError(f"{path}: no such model file; give a model.onnx that 'dropgen-rt export' wrote")
-    content = path.read_bytes()
+    try:
+        if not path.is_file():
+            raise MissingModelError(f"{path}: no such model file; give a model.onnx that 'dropgen-rt export' wrote")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"{path}: {error.strerror or error}; check the permissions of the file and its folder"
+        ) from error
     try:
         proto = onnx.load_model_from_string(content)
     except DecodeError as error:

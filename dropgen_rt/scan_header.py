@@ -69,7 +69,13 @@ class RawHeader:
 
 def refusal(kind: type[InputError], path: Path, given: str, accepted: str, step: str) -> InputError:
     """The exception whose one line says what was given, what is accepted and what to do next."""
-    return kind(" ".join(f"{path}: {given}; accepted: {accepted}; {step}".splitlines()))
+    name = str(path).encode(errors="replace").decode()  # bytes in a name that are no text can not be printed
+    return kind(" ".join(f"{name}: {given}; accepted: {accepted}; {step}".splitlines()))
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path is UTF-8; one that is not ends the process inside SimpleITK."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def not_an_image(path: Path, given: str) -> InputError:
@@ -77,6 +83,12 @@ def not_an_image(path: Path, given: str) -> InputError:
     return refusal(
         UnreadableInputError, path, given, "an image of the format its suffix names", "export the scan again"
     )
+
+
+def not_readable(path: Path, error: OSError) -> InputError:
+    """The refusal of a path that the system does not let us read."""
+    given = error.strerror or str(error)
+    return refusal(UnreadableInputError, path, given, "a readable file or folder", "check its permissions")
 
 
 def spatial_size(path: Path, sizes: Sequence[int]) -> tuple[int, int, int]:

@@ -19,10 +19,7 @@ from dropgen_rt.scan_header import (
     unsuitable_voxels,
     whole_numbers,
 )
-from dropgen_rt.scan_nrrd import detached
-
-#: A text header longer than this is not one.
-HEADER_BYTES = 2**20
+from dropgen_rt.scan_text import axis_sizes, place_of_voxels
 
 _TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4",
@@ -37,9 +34,7 @@ def parse_metaimage(path: Path, head: bytes) -> RawHeader:
     Raises UnreadableInputError, UnsuitableInputError or GeometryError.
     """
     fields, end = _fields(path, head)
-    sizes = whole_numbers(path, "DimSize", fields.get("DimSize", ""))
-    if not sizes or whole_numbers(path, "NDims", fields.get("NDims", "")) != (len(sizes),):
-        raise not_an_image(path, "a MetaImage header whose NDims and DimSize disagree")
+    sizes = axis_sizes(path, fields, "NDims", "DimSize")
     size = spatial_size(path, sizes)
     voxel = _voxel_type(path, fields)
     spacing_mm = checked_spacing(path, _spacing(path, fields, len(sizes)))
@@ -113,21 +108,26 @@ def _check_origin(path: Path, fields: dict[str, str], dimensions: int) -> tuple[
 def _payload(path: Path, fields: dict[str, str], end: int, voxel: np.dtype, length: int) -> Payload:
     if fields.get("BinaryData", "True")[:1] not in ("T", "t", "1"):
         raise refusal(UnsuitableInputError, path, "voxels as text", "binary data", "save the scan as .nii.gz")
-    name = fields["ElementDataFile"]
-    local = name.upper() == "LOCAL"
-    source = path if local else detached(path, name)
-    start = end if local else 0
+    name = None if fields["ElementDataFile"].upper() == "LOCAL" else fields["ElementDataFile"]
     if _is_true(fields, "CompressedData"):
-        return Payload(source, start, "zlib", 0, length, voxel, _stored(path, fields, local))
-    (skip,) = whole_numbers(path, "HeaderSize", fields.get("HeaderSize", "0"))[:1] or (0,)
-    if not local:  # -1: the voxels are the last bytes of the file
-        start = skip if skip >= 0 else max(0, source.stat().st_size - length)
+        source, start, _ = place_of_voxels(path, name, end, {}, "HeaderSize", None)
+        stored = _stored(path, fields, name is None)
+        if stored is not None and start + stored > source.stat().st_size:  # SimpleITK asks for as much memory
+            raise not_an_image(path, f"CompressedDataSize {stored}, beyond the end of the file")
+        return Payload(source, start, "zlib", 0, length, voxel, stored)
+    if name is None and fields.get("HeaderSize", "0") not in ("0", "-1"):
+        whole_numbers(path, "HeaderSize", fields["HeaderSize"])
+        raise not_an_image(path, "HeaderSize and voxels in the same file")  # SimpleITK counts it from the first byte
+    source, start, _ = place_of_voxels(path, name, end, fields, "HeaderSize", length)
     return Payload(source, start, "raw", 0, length, voxel)
 
 
 def _stored(path: Path, fields: dict[str, str], local: bool) -> int | None:
     if "CompressedDataSize" in fields:
-        return whole_numbers(path, "CompressedDataSize", fields["CompressedDataSize"])[0]
+        stored = whole_numbers(path, "CompressedDataSize", fields["CompressedDataSize"])
+        if len(stored) != 1 or stored[0] < 0:
+            raise not_an_image(path, f"CompressedDataSize {fields['CompressedDataSize'][:60]!r}")
+        return stored[0]
     if local:  # SimpleITK then returns whatever lies in memory
         raise not_an_image(path, "compressed voxels without CompressedDataSize")
     return None

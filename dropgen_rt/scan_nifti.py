@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dropgen_rt.errors import GeometryError, InputError, UnsuitableInputError
+from dropgen_rt.geometry import Geometry
 from dropgen_rt.scan_header import (
     Packing,
     Payload,
@@ -33,6 +34,9 @@ SPACING_AGREEMENT = 1e-2
 
 #: How far b² + c² + d² of the quaternion may exceed 1: float32 rounding; SimpleITK renormalises any excess.
 QUATERNION_EXCESS = 1e-4
+
+#: sform and qform that put a corner further apart than this share of the smallest voxel edge disagree.
+_TRANSFORM_AGREEMENT = 0.1
 
 _TYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
@@ -85,7 +89,7 @@ def _fields(path: Path, head: bytes) -> _Fields:
             return _signed(path, fields, head[344:348], b"n+1\0", b"ni1\0")
         if len(head) >= 540 and struct.unpack_from(f"{order}i", head)[0] == 540:
             fields = _nifti2(head, order)
-            return _signed(path, fields, head[4:8], b"n+2\0", b"ni2\0")
+            return _signed(path, fields, head[4:12], b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n")
     raise not_an_image(path, "not a NIfTI header")
 
 
@@ -189,6 +193,8 @@ def _qform(path: Path, raw: _Fields) -> np.ndarray:
     square = b * b + c * c + d * d
     if not are_coordinates(raw.quaternion) or square > 1 + QUATERNION_EXCESS:
         raise _bad_transform(path, f"qform quaternion {b:g}, {c:g}, {d:g} at {position}")
+    if raw.pixdim[0] < 0 and raw.pixdim[0] != -1:  # SimpleITK flips z then, other readers do not
+        raise _bad_transform(path, f"qform handedness {raw.pixdim[0]:g}")
     a = math.sqrt(max(0.0, 1 - square))
     turn = np.array([
         [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
@@ -212,3 +218,24 @@ def _warnings(raw: _Fields) -> tuple[str, ...]:
     elif raw.units != 2:
         found.append(f"the header is in {'metres' if raw.units == 1 else 'micrometres'}: converted to mm")
     return tuple(found)
+
+
+def disagreement(affines: tuple[tuple[str, np.ndarray], ...], geometry: Geometry) -> tuple[str, ...]:
+    """The warning that sform and qform, or sform and pixdim, place the scan differently, and which is in use."""
+    if not affines:
+        return ()
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.size) - 1)
+    here = geometry.to_world(corners)
+    apart = {
+        name: float(np.linalg.norm(corners @ affine[:3, :3].T + affine[:3, 3] - here, axis=1).max())
+        for name, affine in affines
+    }
+    unused = max(apart, key=lambda name: apart[name] if np.isfinite(apart[name]) else np.inf)
+    if apart[unused] <= _TRANSFORM_AGREEMENT * min(geometry.spacing_mm):
+        return ()
+    if len(affines) == 1:
+        return (
+            f"{unused} and pixdim place corners up to {apart[unused]:.3g} mm apart: the voxels are those of pixdim",
+        )
+    used = "qform" if unused == "sform" else "sform"
+    return (f"sform and qform place the scan up to {apart[unused]:.3g} mm apart: the {used} is used",)

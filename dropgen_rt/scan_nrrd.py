@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dropgen_rt.errors import GeometryError, UnreadableInputError, UnsuitableInputError
+from dropgen_rt.errors import GeometryError, UnsuitableInputError
 from dropgen_rt.scan_header import (
     Packing,
     Payload,
@@ -19,11 +19,8 @@ from dropgen_rt.scan_header import (
     refusal,
     spatial_size,
     unsuitable_voxels,
-    whole_numbers,
 )
-
-#: A text header longer than this is not one.
-HEADER_BYTES = 2**20
+from dropgen_rt.scan_text import axis_sizes, place_of_voxels
 
 _NAMES = {
     "i1": "signed char|int8|int8_t", "u1": "uchar|unsigned char|uint8|uint8_t",
@@ -49,9 +46,7 @@ def parse_nrrd(path: Path, head: bytes) -> RawHeader:
     Raises UnreadableInputError, UnsuitableInputError or GeometryError.
     """
     fields, end = _fields(path, head)
-    sizes = whole_numbers(path, "sizes", fields.get("sizes", ""))
-    if not sizes or whole_numbers(path, "dimension", fields.get("dimension", "")) != (len(sizes),):
-        raise not_an_image(path, "a NRRD header whose dimension and sizes disagree")
+    sizes = axis_sizes(path, fields, "dimension", "sizes")
     axes = _spatial_axes(path, fields, sizes)
     size = spatial_size(path, [sizes[axis] for axis in axes])
     voxel = _voxel_type(path, fields)
@@ -83,7 +78,7 @@ def _fields(path: Path, head: bytes) -> tuple[dict[str, str], int]:
 
 def _vectors(fields: dict[str, str]) -> list[str] | None:
     text = fields.get("space directions")
-    return re.findall(r"none|\([^)]*\)", text) if text is not None else None
+    return re.findall(r"none|\([^)]*\)", text) or [""] if text is not None else None  # [""]: as many as no axes has
 
 
 def _spatial_axes(path: Path, fields: dict[str, str], sizes: tuple[int, ...]) -> list[int]:
@@ -146,25 +141,10 @@ def _payload(path: Path, fields: dict[str, str], end: int, voxel: np.dtype, leng
         raise refusal(UnsuitableInputError, path, given, "raw or gzip", "save the scan as .nii.gz")
     if fields.get("line skip", "0") != "0":
         raise refusal(UnsuitableInputError, path, "NRRD line skip", "none", "save the scan as .nii.gz")
-    (skip,) = whole_numbers(path, "byte skip", fields.get("byte skip", "0"))[:1] or (0,)
-    apart = "data file" in fields
-    source, start = (detached(path, fields["data file"]), 0) if apart else (path, end)
     packing = _PACKINGS[encoding]
-    if packing == "raw":  # -1: the voxels are the last bytes of the file
-        start = start + skip if skip >= 0 else max(start, source.stat().st_size - length)
-        skip = 0
-    return Payload(source, start, packing, max(0, skip), length, voxel)
-
-
-def detached(path: Path, name: str) -> Path:
-    """The one data file that a header names. Raises UnreadableInputError or UnsuitableInputError."""
-    source = path.parent / name
-    if source.is_file():
-        return source
-    if name.split()[:1] == ["LIST"] or "%" in name:
-        raise refusal(UnsuitableInputError, path, "voxels in several files", "one file", "save it as .nii.gz")
-    step = "copy it beside the header"
-    raise refusal(UnreadableInputError, path, f"data file {name!r} is missing", "one that exists", step)
+    name = fields.get("data file")
+    source, start, skip = place_of_voxels(path, name, end, fields, "byte skip", length if packing == "raw" else None)
+    return Payload(source, start, packing, skip, length, voxel)
 
 
 def _warnings(fields: dict[str, str]) -> tuple[str, ...]:

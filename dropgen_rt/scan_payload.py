@@ -1,6 +1,6 @@
 """Read the stored voxels to their end, block by block: checksums, declared length, numbers that are finite.
 
-Memory stays at a few blocks however large, or however hostile, the file is.
+Memory stays at a few blocks, and the voxels if they are asked for, however large, or however hostile, the file is.
 """
 
 import zlib
@@ -48,8 +48,8 @@ def check_undamaged(path: Path, packing: Packing) -> None:
             return
 
 
-def check_payload(payload: Payload) -> tuple[str, ...]:
-    """Read the voxels to their end; returns warnings.
+def check_payload(payload: Payload, keep: bytearray | None = None) -> tuple[str, ...]:
+    """Read the voxels to their end, and append their bytes to ``keep`` if it is given; returns warnings.
 
     Raises UnreadableInputError for a damaged, short or far too long stream, UnsuitableInputError for voxels
     that are NaN or infinite (the NIfTI reader would turn them into 0).
@@ -57,7 +57,10 @@ def check_payload(payload: Payload) -> tuple[str, ...]:
     end = payload.skip + payload.length
     received, finite = 0, _FiniteCheck(payload)
     for block in _blocks(payload.path, payload.start, payload.packing, payload.stored):
-        finite.feed(block[max(0, payload.skip - received) : max(0, end - received)])
+        voxels = block[max(0, payload.skip - received) : max(0, end - received)]
+        finite.feed(voxels)
+        if keep is not None:
+            keep += voxels
         received += len(block)
         if payload.packing != "raw" and received > end + TRAILING_BYTES:
             raise _unreadable(payload.path, f"unpacks to more than the {end} bytes that its header declares")
@@ -68,13 +71,6 @@ def check_payload(payload: Payload) -> tuple[str, ...]:
         step = "replace them, for example by the value of air"
         raise refusal(UnsuitableInputError, payload.path, given, "finite numbers", step)
     return (f"{received - end} bytes after the voxels are ignored",) if received > end else ()
-
-
-def read_payload(payload: Payload) -> np.ndarray:
-    """The stored numbers, flat, in their own type; after ``check_payload``, which bounds their memory."""
-    blocks = _blocks(payload.path, payload.start, payload.packing, payload.stored)
-    content = b"".join(blocks)[payload.skip : payload.skip + payload.length]
-    return np.frombuffer(content, payload.voxel)
 
 
 class _FiniteCheck:

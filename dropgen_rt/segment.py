@@ -190,6 +190,12 @@ def _check(scan: Scan, manifest: Manifest) -> None:
             f"{scan.path}: {channels} channel(s), the model {manifest.name!r} takes {len(manifest.channels)} "
             f"({', '.join(manifest.channels)}); give a scan that has them"
         )
+    wrong = int(np.prod(scan.volume.array.shape)) - int(np.count_nonzero(np.isfinite(scan.volume.array)))
+    if wrong:
+        raise UnsuitableInputError(
+            f"{scan.path}: {wrong} voxels are NaN or infinite; accepted: finite numbers; replace them, for example by "
+            "the value of air"
+        )
     if voxels < len(manifest.labels):
         raise UnsuitableInputError(
             f"{scan.path}: {voxels} voxel(s), fewer than the {len(manifest.labels)} labels of {manifest.name!r}; "

@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from dropgen_rt.atomic import atomic_path, output_error
-from dropgen_rt.errors import MissingModelError, UsageError
+from dropgen_rt.errors import MissingModelError, ModelError, UsageError
 from dropgen_rt.model import Model, read_model
 
 # The model that the package carries; it is the default until a build-engine names another.
@@ -44,15 +44,23 @@ def check_name(name: str) -> str:
 
 
 def find_model(name_or_path: str | None) -> Path:
-    """The file of a model given by path, by name, or not at all (the default). Raises MissingModelError."""
-    if name_or_path is None:
-        name_or_path = default_name()
-    if "/" in name_or_path or name_or_path.endswith(".onnx"):
-        return Path(name_or_path)
-    folder = home() / "models" / check_name(name_or_path)
-    for place in (folder / "model.onnx", _packaged(name_or_path)):
-        if place.is_file():
-            return place
+    """The file of a model given by path, by name, or not at all (the default).
+
+    Raises MissingModelError, or ModelError for a data folder without permission.
+    """
+    try:
+        if name_or_path is None:
+            name_or_path = default_name()
+        if "/" in name_or_path or name_or_path.endswith(".onnx"):
+            return Path(name_or_path)
+        folder = home() / "models" / check_name(name_or_path)
+        for place in (folder / "model.onnx", _packaged(name_or_path)):
+            if place.is_file():
+                return place
+    except OSError as error:
+        raise ModelError(
+            f"{home()}: {error.strerror or error}; check the permissions of this data folder, or set {HOME_VARIABLE}"
+        ) from error
     raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}")
 
 

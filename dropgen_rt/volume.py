@@ -1,10 +1,15 @@
-"""Scans in, label maps out. The only module that imports SimpleITK."""
+"""Scans in, label maps out. The only module that imports SimpleITK.
+
+Voxels are read once, by inspect_file, which has to see every byte anyway; SimpleITK reads the header alone, and says
+where the voxels lie in the patient.
+"""
 
 import hashlib
 import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +31,12 @@ from dropgen_rt.errors import (
 )
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import SCAN_SUFFIXES, inspect_file, scan_suffix
-from dropgen_rt.scan_header import RawHeader, refusal
-from dropgen_rt.scan_payload import read_payload
+from dropgen_rt.scan_header import RawHeader, is_text, not_readable, refusal
+from dropgen_rt.scan_nifti import disagreement
 
 __all__ = [
-    "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "read_label_map",
-    "read_scan", "read_volume", "stem", "write_labels",
+    "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "nifti_bytes",
+    "read_label_map", "read_scan", "read_volume", "stem", "write_labels",
 ]  # fmt: skip
 
 #: Suffixes that label maps are written under: those of one self-contained file.
@@ -40,11 +45,11 @@ LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 #: Names ending so, before the suffix, are label maps, not scans, where a folder is searched.
 LABEL_ENDINGS = ("_seg", "_dseg", "_label", "_labels")
 
+#: Largest label accepted: tables of labels are as long as it, and 16 bits hold it.
+MAX_LABEL = 2**16 - 1
+
 #: How far what SimpleITK read may be from the raw header, relative: float32 against float64.
 _READ_AGREEMENT = 1e-5
-
-#: sform and qform that put a corner further apart than this share of the smallest voxel edge disagree.
-_TRANSFORM_AGREEMENT = 0.1
 
 # What SimpleITK puts before its messages: an object and its address, another one in every run.
 _OBJECT = re.compile(r"^ITK ERROR: (\w+\(0x\w+\): )?")
@@ -92,15 +97,13 @@ def read_scan(path: str | Path) -> Scan:
     UnreadableInputError, UnsuitableInputError or GeometryError.
     """
     path = Path(path)
-    header = inspect_file(path)
-    image, geometry = _load(path, header)
-    array = _voxels(path, image).reshape(1, *geometry.shape)
+    header, stored, geometry = _load(path)
     return Scan(
-        volume=Volume(array, geometry),
+        volume=Volume(_voxels(path, stored)[None], geometry),
         path=path,
         sha256=_sha256(path, header),
         voxel_type=header.payload.voxel.newbyteorder("=").name,
-        warnings=header.warnings + _disagreement(header, geometry),
+        warnings=header.warnings + disagreement(header.affines, geometry),
     )
 
 
@@ -108,16 +111,18 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Geometry]:
     """A label map (z, y, x) int32 and its grid; unlike a scan it may be constant.
 
     Raises MissingInputError, UnreadableInputError, GeometryError, or UnsuitableInputError if a value is not
-    a whole number from 0 up.
+    a whole number from 0 to MAX_LABEL.
     """
     path = Path(path)
-    image, geometry = _load(path, inspect_file(path))
-    stored = sitk.GetArrayViewFromImage(image).reshape(geometry.shape)
+    _, stored, geometry = _load(path)
     with np.errstate(invalid="ignore"):
         labels = stored.astype(np.int32)
     if labels.min() < 0 or not np.array_equal(labels, stored):
         given = "values that are not whole numbers from 0 up"
         raise refusal(UnsuitableInputError, path, given, "a label map", "check that the right file was given")
+    if labels.max() > MAX_LABEL:
+        accepted = f"labels up to {MAX_LABEL}"
+        raise refusal(UnsuitableInputError, path, f"values up to {labels.max()}", accepted, "renumber them")
     return labels, geometry
 
 
@@ -135,19 +140,33 @@ def write_labels(labels: np.ndarray, geometry: Geometry, path: str | Path) -> No
     if scan_suffix(path) not in LABEL_SUFFIXES:
         accepted = ", ".join(LABEL_SUFFIXES)
         raise OutputError(f"cannot write {path}: suffix {path.suffix!r}; accepted: {accepted}; rename it")
+    if not is_text(path):
+        raise OutputError(f"cannot write {str(path)!r}: its name is not UTF-8; rename the scan or its folder")
     with atomic_path(path) as temporary:
         _write(labels, geometry, path, temporary)
+
+
+def nifti_bytes(array: np.ndarray, geometry: Geometry) -> bytes:
+    """An uncompressed NIfTI-1 file (little-endian) of a (z, y, x) array of real numbers on its grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "volume.nii"
+        sitk.WriteImage(_on_grid(array, geometry), str(path), useCompression=False)
+        return path.read_bytes()
 
 
 def find_scans(paths: Sequence[str | Path]) -> list[Path]:
     """The scans that the arguments name, in order, each once; folders stand for the scans in them, sorted.
 
     Folders are not entered further; hidden files and names ending in LABEL_ENDINGS are passed over there.
-    Raises MissingInputError for a path that does not exist or a folder without scans.
+    Raises MissingInputError for a path that does not exist or a folder without scans, UnreadableInputError for
+    one without permission.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        found.update(dict.fromkeys(_scans_in(path) if path.is_dir() else [_existing(path)]))
+        try:
+            found.update(dict.fromkeys(_scans_in(path) if path.is_dir() else [_existing(path)]))
+        except OSError as error:
+            raise not_readable(path, error) from error
     return list(found)
 
 
@@ -176,25 +195,52 @@ def _is_scan_name(path: Path) -> bool:
     return not path.name.startswith(".") and not stem(path).lower().endswith(LABEL_ENDINGS) and path.is_file()
 
 
-def _load(path: Path, header: RawHeader) -> tuple[sitk.Image, Geometry]:
-    with _without_chatter():
-        image = _read_nifti2(header) if header.reader is None else _read_image(path, header)
-    try:
-        geometry = _geometry(image)
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}; export the scan again") from error
+def _load(path: Path) -> tuple[RawHeader, np.ndarray, Geometry]:
+    """A file that passed all checks: its header, its numbers (z, y, x), scaled where the header says so, its grid."""
+    content = bytearray()
+    header = inspect_file(path, content)
+    geometry = _affine_geometry(header) if header.reader is None else _itk_geometry(path, header)
     _check_unchanged(path, header, geometry)
-    return image, geometry
+    stored = np.frombuffer(content, header.payload.voxel).reshape(geometry.shape)
+    slope, intercept = header.scaling
+    return header, stored if header.scaling == (1.0, 0.0) else stored * np.float64(slope) + intercept, geometry
 
 
-def _read_image(path: Path, header: RawHeader) -> sitk.Image:
+def _itk_geometry(path: Path, header: RawHeader) -> Geometry:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(header.reader or "")
     try:
-        return sitk.ReadImage(str(path), imageIO=header.reader or "")
+        with _without_chatter():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         reason = _OBJECT.sub("", str(error).strip().splitlines()[-1].strip())
         kind: type[InputError] = GeometryError if "orthonormal" in reason else UnreadableInputError
         step = "export the scan again"
         raise refusal(kind, path, f"SimpleITK says {reason!r}", "a scan it can read", step) from error
+    dimensions = reader.GetDimension()
+    direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
+    size, spacing, origin = reader.GetSize()[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3]
+    return _checked_geometry(path, size, spacing, origin, direction)
+
+
+def _affine_geometry(header: RawHeader) -> Geometry:
+    """SimpleITK has no reader for NIfTI-2; its header is checked, so its preferred affine says all."""
+    axes, origin = np.eye(3), np.zeros(3)
+    if header.affines:
+        _, affine = header.affines[0]
+        axes, origin = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0), affine[:3, 3]
+    return _checked_geometry(header.payload.path, header.size, header.spacing_mm, origin.tolist(), axes)
+
+
+def _checked_geometry(
+    path: Path, size: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float], axes: np.ndarray
+) -> Geometry:
+    (x, y, z), (i, j, k), (a, b, c) = size, spacing_mm, origin_mm
+    try:
+        return Geometry((x, y, z), (i, j, k), (a, b, c), tuple(axes.ravel().tolist()))
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}; export the scan again") from error
 
 
 class _Silence:
@@ -238,29 +284,6 @@ def _without_chatter() -> Iterator[None]:
         _SILENCE.leave()
 
 
-def _read_nifti2(header: RawHeader) -> sitk.Image:
-    """SimpleITK has no reader for NIfTI-2; its header is checked and its voxels plain, so it is read here."""
-    stored = read_payload(header.payload).reshape(header.size[::-1])
-    slope, intercept = header.scaling
-    if header.scaling != (1.0, 0.0):
-        stored = stored * slope + intercept
-    image = sitk.GetImageFromArray(stored.astype(stored.dtype.newbyteorder("=")))
-    image.SetSpacing(header.spacing_mm)
-    if header.affines:
-        _, affine = header.affines[0]
-        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-        image.SetDirection(axes.ravel().tolist())
-        image.SetOrigin(affine[:3, 3].tolist())
-    return image
-
-
-def _geometry(image: sitk.Image) -> Geometry:
-    dimensions = image.GetDimension()
-    direction = np.reshape(image.GetDirection(), (dimensions, dimensions))[:3, :3]
-    size, spacing, origin = image.GetSize(), image.GetSpacing(), image.GetOrigin()
-    return Geometry(size[:3], spacing[:3], origin[:3], tuple(direction.ravel().tolist()))
-
-
 def _check_unchanged(path: Path, header: RawHeader, geometry: Geometry) -> None:
     """A repair that the raw checks do not know must not pass unseen."""
     same_spacing = np.allclose(geometry.spacing_mm, header.spacing_mm, rtol=_READ_AGREEMENT, atol=0)
@@ -270,9 +293,9 @@ def _check_unchanged(path: Path, header: RawHeader, geometry: Geometry) -> None:
         raise refusal(GeometryError, path, given, "a header read one way", "save the scan as .nii.gz")
 
 
-def _voxels(path: Path, image: sitk.Image) -> np.ndarray:
+def _voxels(path: Path, stored: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        array = sitk.GetArrayViewFromImage(image).astype(np.float32)
+        array = stored.astype(np.float32)
     low, high = float(array.min()), float(array.max())
     if not np.isfinite([low, high]).all():
         step = "rescale the values"
@@ -292,31 +315,10 @@ def _sha256(path: Path, header: RawHeader) -> str:
     return digest.hexdigest()
 
 
-def _disagreement(header: RawHeader, geometry: Geometry) -> tuple[str, ...]:
-    """The warning that sform and qform place the scan differently, and which one is in use."""
-    if len(header.affines) < 2:
-        return ()
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.size) - 1)
-    here = geometry.to_world(corners)
-    apart = {
-        name: float(np.linalg.norm(corners @ affine[:3, :3].T + affine[:3, 3] - here, axis=1).max())
-        for name, affine in header.affines
-    }
-    unused = max(apart, key=lambda name: apart[name] if np.isfinite(apart[name]) else np.inf)
-    if apart[unused] <= _TRANSFORM_AGREEMENT * min(geometry.spacing_mm):
-        return ()
-    used = "qform" if unused == "sform" else "sform"
-    return (f"sform and qform place the scan up to {apart[unused]:.3g} mm apart: the {used} is used",)
-
-
 def _write(labels: np.ndarray, geometry: Geometry, final: Path, temporary: Path) -> None:
-    image = sitk.GetImageFromArray(labels)
     try:
         with _without_chatter():
-            image.SetSpacing(geometry.spacing_mm)
-            image.SetOrigin(geometry.origin_mm)
-            image.SetDirection(geometry.direction)
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            sitk.WriteImage(_on_grid(labels, geometry), str(temporary), useCompression=True)
         inspect_file(temporary)  # on a full disk the NIfTI writer reports success and leaves half a file
     except (RuntimeError, DropgenError) as error:
         free = shutil.disk_usage(temporary.parent).free
@@ -324,3 +326,11 @@ def _write(labels: np.ndarray, geometry: Geometry, final: Path, temporary: Path)
             f"cannot write {final}: it came out incomplete, with {free // 2**20} MiB free on that disk; "
             "free some space or name another output folder"
         ) from error
+
+
+def _on_grid(array: np.ndarray, geometry: Geometry) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.spacing_mm)
+    image.SetOrigin(geometry.origin_mm)
+    image.SetDirection(geometry.direction)
+    return image

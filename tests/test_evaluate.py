@@ -14,6 +14,7 @@ from dropgen_rt.errors import (
     MissingInputError,
     OutputError,
     UnreadableInputError,
+    UnsuitableInputError,
     UsageError,
 )
 from dropgen_rt.evaluate import dice_per_label, evaluate_files
@@ -58,7 +59,7 @@ def test_two_files(tmp_path):
     prediction = write(tmp_path / "p.nii.gz", line(0, 1, 1, 1, 3, 0))
     label = write(tmp_path / "l.nrrd", line(0, 1, 1, 3, 3, 0))
     assert list(evaluate_files(prediction, label, None, None)) == [
-        "0.8000  label 1", "nan  label 2", "0.6667  label 3", "mean Dice 0.7333",
+        "0.8000  label 1", "0.6667  label 3", "mean Dice 0.7333",
     ]  # fmt: skip
 
 
@@ -74,7 +75,8 @@ def test_json_and_csv_are_written(tmp_path):
     prediction = write(tmp_path / "NaN_p.nii.gz", line(1, 1, 3))
     label = write(tmp_path / "l.nii.gz", line(1, 0, 3))
     out = tmp_path / "result.json"
-    list(evaluate_files(prediction, label, None, out))
+    names = {"label 1": 1, "label 2": 2, "label 3": 3}
+    list(evaluate_files(prediction, label, table(tmp_path / "dataset.json", labels=names), out))
     document = json.loads(out.read_text(), parse_constant=pytest.fail)
     assert document["prediction"] == "NaN_p.nii.gz"
     assert document["mean_dice"] == pytest.approx((2 / 3 + 1) / 2)
@@ -133,7 +135,27 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
 
 def test_two_empty_maps_have_no_mean(tmp_path):
     path = write(tmp_path / "p.nii.gz", line(0, 0))
-    assert list(evaluate_files(path, path, None, None)) == ["nan  label 1", "mean Dice nan"]
+    assert list(evaluate_files(path, path, None, None)) == ["mean Dice nan"]
+
+
+def test_far_values_make_no_long_table(tmp_path):
+    """As FreeSurfer numbers its parcels."""
+    prediction = write(tmp_path / "p.nii.gz", np.array([12175, 12175, 11100, 0], np.uint16).reshape(1, 1, -1))
+    label = write(tmp_path / "l.nii.gz", np.array([12175, 65535, 11100, 0], np.uint16).reshape(1, 1, -1))
+    out = tmp_path / "dice.json"
+    assert list(evaluate_files(prediction, label, None, out)) == [
+        "1.0000  label 11100", "0.6667  label 12175", "0.0000  label 65535", "mean Dice 0.5556",
+    ]  # fmt: skip
+    assert [row["value"] for row in json.loads(out.read_text())["labels"]] == [11100, 12175, 65535]
+
+
+def test_images_are_no_label_maps(tmp_path):
+    image = write(tmp_path / "image.nii.gz", np.arange(2000, dtype=np.uint16).reshape(10, 10, 20))
+    with pytest.raises(UnsuitableInputError, match=r"image\.nii\.gz: 2000 different values; accepted: .* 1000; check"):
+        list(evaluate_files(image, image, None, None))
+    far = write(tmp_path / "far.nii.gz", np.array([0, 2**31 - 1], np.uint32).reshape(1, 1, -1))
+    with pytest.raises(UnsuitableInputError, match=r"values up to 2147483647; accepted: labels up to 65535; renumber"):
+        list(evaluate_files(far, far, None, None))
 
 
 CUBE = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)

@@ -1,6 +1,8 @@
 """What ships: wheel and sdist against the tree, and the wheel installed in a clean environment."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +16,7 @@ from shared_data import DATA, needs
 ROOT = Path(__file__).parents[1]
 ROOMS = {"dropgen_rt": "dropgen_rt", "kernels": "dropgen_rt/kernels", "export": "dropgen_rt/export"}
 ROOMS["train"] = "dropgen_rt/train"
+VIEWER = {"dropgen_rt/viewer/niivue.umd.js", "dropgen_rt/viewer/niivue.licences.txt"}  # the build brings them in
 
 
 def run(*command: object, **options: object) -> str:
@@ -47,7 +50,7 @@ def test_wheel_holds_the_four_rooms_and_nothing_else(distributions: tuple[Path, 
     inside = {name for name in names if ".dist-info/" not in name}
     compiled = {name for name in inside if name.startswith("dropgen_rt/kernels/_host.") and name.endswith(".so")}
     assert len(compiled) == 1
-    assert inside - compiled == expected
+    assert inside - compiled == expected | VIEWER
     licences = {name.rsplit("/", 1)[1] for name in names if "/licenses/" in name}
     assert licences == {"LICENSE", "NOTICE"}
 
@@ -56,7 +59,31 @@ def test_wheel_holds_the_four_rooms_and_nothing_else(distributions: tuple[Path, 
 def test_sdist_holds_what_is_tracked(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert tracked() <= names
+    assert tracked() | VIEWER <= names
+
+
+def test_the_viewer_is_one_version_from_no_named_host() -> None:
+    lock = (ROOT / "dropgen_rt" / "viewer" / "package-lock.json").read_text(encoding="utf-8")
+    assert '"resolved"' not in lock
+    wanted = json.loads((ROOT / "dropgen_rt" / "viewer" / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    packages = json.loads(lock)["packages"]
+    assert wanted == {"@niivue/niivue": packages["node_modules/@niivue/niivue"]["version"]}
+    assert all(package["integrity"].startswith("sha512-") for name, package in packages.items() if name)
+
+
+def test_a_build_goes_on_without_npm_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "viewer"
+    folder.mkdir()
+    for name in ("fetch.py", "package.json", "package-lock.json", "LICENSE.niivue"):
+        shutil.copyfile(ROOT / "dropgen_rt" / "viewer" / name, folder / name)
+    for options, code in (([], 1), (["--optional"], 0)):
+        done = subprocess.run([sys.executable, folder / "fetch.py", *options], capture_output=True, text=True,
+                              env={"PATH": str(tmp_path)})  # fmt: skip
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr == (
+            "the report's viewer was not brought in (npm is not installed); install npm, then: make viewer\n"
+        )
+    assert not list(folder.glob("niivue*"))
 
 
 @needs("data/brain_t1")
@@ -72,7 +99,8 @@ def test_wheel_works_in_a_clean_environment_without_torch(distributions: tuple[P
     assert not {"kernels", "export", "train", "torch"} & {entry.name for entry in packages.iterdir()}
     scan = DATA / "brain_t1" / "fs_subject_T1norm.nii.gz"
     environment = {**os.environ, "DROPGEN_RT_HOME": str(tmp_path / "home")}
-    output = run(home / "bin" / "dropgen-rt", "infer", scan, "-o", tmp_path, env=environment, cwd=tmp_path)
+    output = run(home / "bin" / "dropgen-rt", "infer", scan, "-o", tmp_path, "--report", env=environment, cwd=tmp_path)
+    assert (tmp_path / "fs_subject_T1norm_report.html").stat().st_size > 2e6, "the viewer is in it"
     assert output.splitlines()[-1] == f"wrote {tmp_path / 'fs_subject_T1norm_seg.nii.gz'}"
     asked = subprocess.run([home / "bin" / "dropgen-rt", "train", "x", "--out", "y"], capture_output=True, text=True)
     assert asked.returncode == 2

@@ -215,6 +215,20 @@ def test_a_scan_without_contrast_on_the_working_grid(tiny, tmp_path):
         segment(Volume(np.full_like(volume.array, 5), volume.geometry), path)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["range", "percentile"])
+def test_an_array_with_voxels_that_are_no_numbers(tiny, tmp_path, kind, value):
+    """A file's are refused by the reader; an array given in Python has met none."""
+    path = tiny.write(tmp_path / "m.onnx", intensity={"kind": kind, "lower": 1.0, "upper": 99.0})
+    volume = phantom(*GRIDS["working"])
+    array = volume.array.copy()
+    array[0, 1, 2, 3] = array[0, 3, 2, 1] = value
+    with pytest.raises(
+        UnsuitableInputError, match=r"\(array\): 2 voxels are NaN or infinite; accepted: finite numbers"
+    ):
+        segment(Volume(array, volume.geometry), path)
+
+
 @pytest.mark.parametrize("device", ["cuda", "gpu", "", "CPU:1"])
 def test_an_unknown_device(model, device):
     with pytest.raises(ResourceError, match="this version runs on the CPU only; use --device cpu"):

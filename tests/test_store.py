@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dropgen_rt.errors import MissingModelError, OutputError, UsageError
+from dropgen_rt.errors import MissingModelError, ModelError, OutputError, UsageError
 from dropgen_rt.model import read_model
 from dropgen_rt.store import (
     DEMO_MODEL,
@@ -104,3 +104,13 @@ def test_a_data_folder_that_cannot_be_made(model, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"cannot write .*file/models/mine"):
         install(model, "mine", make_default=True)
     assert cache_folder() is None
+
+
+def test_a_data_folder_without_permission(nobody, monkeypatch):
+    """The default's name lies there; a name is looked for there; a path need not."""
+    monkeypatch.setenv("DROPGEN_RT_HOME", str(nobody))
+    for name in (None, "brain9"):
+        with pytest.raises(ModelError, match=r"closed: Permission denied; check .* or set DROPGEN_RT_HOME"):
+            open_named(name)
+    with pytest.raises(ModelError, match=r"a\.onnx: Permission denied; check the permissions"):
+        open_named(str(nobody / "a.onnx"))

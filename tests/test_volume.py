@@ -163,6 +163,16 @@ def test_doubtful_scans_are_read_with_a_warning(
     assert fragment in warning
 
 
+def test_an_sform_that_drifts_from_pixdim_is_told(make: SimpleNamespace, tmp_path: Path) -> None:
+    """Both are accepted as roundings of one length; over a long scan they are not."""
+    rows = [[-1.5, 0, 0, 10], [0, -2, 0, 20], [0, 0, 3.02, -30]]
+    data = np.arange(240).astype("<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(make.nifti(dim=(3, 2, 2, 60), rows=rows, data=data))
+    scan = read_scan(tmp_path / "a.nii")
+    assert scan.warnings == ("sform and pixdim place corners up to 1.18 mm apart: the voxels are those of pixdim",)
+    assert scan.volume.geometry.spacing_mm == (1.5, 2.0, 3.0)
+
+
 @pytest.mark.parametrize(("units", "factor"), [(1, 0.001), (3, 1000.0)])
 def test_metres_and_micrometres_become_millimetres(
     units: int, factor: float, make: SimpleNamespace, tmp_path: Path
@@ -303,3 +313,45 @@ def test_standard_error_outlives_threads_that_read_at_once(capfd: pytest.Capture
     second.__exit__(None, None, None)
     os.write(2, b"heard")
     assert capfd.readouterr().err == "heard"
+
+
+def test_a_compressed_scan_is_unpacked_once(
+    make: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the header, which is read first; SimpleITK is asked for the header only."""
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(make.nifti()))
+    unpacked = []
+    real = zlib.decompressobj
+
+    class Counting:
+        def __init__(self, *arguments: int) -> None:
+            self._decoder = real(*arguments)
+
+        def decompress(self, *arguments: bytes) -> bytes:
+            block = self._decoder.decompress(*arguments)
+            unpacked.append(len(block))
+            return block
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._decoder, name)
+
+    monkeypatch.setattr("dropgen_rt.scan_payload.zlib.decompressobj", Counting)
+    monkeypatch.setattr("dropgen_rt.volume.sitk.ReadImage", None)
+    assert_known(read_volume(tmp_path / "a.nii.gz"), make)
+    size = len(make.nifti())
+    assert sum(unpacked) == 2 * size  # so small a file is all header to the first look
+
+
+def test_scaled_floats_are_scaled_in_double_precision(make: SimpleNamespace, tmp_path: Path) -> None:
+    values = np.arange(120) + 1e6
+    (tmp_path / "a.nii").write_bytes(make.nifti("f4", data=values.astype("<f4").tobytes(), slope=1, inter=-1e6))
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii").array.ravel(), np.arange(120))
+
+
+@pytest.mark.usefixtures("nobody")
+def test_folders_without_permission(make: SimpleNamespace, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The temporary folder itself is root's, or closed here."""
+    for ask in (read_scan, read_label_map, lambda path: find_scans([path]), lambda path: find_scans([path.parent])):
+        with pytest.raises(InputError, match=r"Permission denied; accepted: .*; check its permissions"):
+            ask(tmp_path / "closed" / "a.nii")
+    assert capfd.readouterr() == ("", "")

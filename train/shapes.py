@@ -84,7 +84,7 @@ def _masked(labels: Tensor, source: RandomSource) -> Tensor:
         (axis - float(middle)) ** 2
         for axis, middle in zip((line.view(-1, 1, 1), line.view(1, -1, 1), line.view(1, 1, -1)), centre, strict=True)
     )
-    distance = square**0.5 + source.smooth(5, edge)[0, 0] * 0.12  # type: ignore[operator]
+    distance = square**0.5 + source.smooth(5, edge)[0, 0] * 0.12
     inside = labels + 1  # so that what was background inside the ball is a tissue now
     masked = torch.where(distance < radius, inside, torch.zeros_like(inside))
     if rng.random() < 0.5:
