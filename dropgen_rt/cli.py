@@ -6,7 +6,9 @@ from pathlib import Path
 import click
 
 from dropgen_rt import cli_train
+from dropgen_rt.cli_inspect import inspect
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
+from dropgen_rt.outputs import FORMATS, parse_formats
 from dropgen_rt.windows import BLENDS, Blend
 
 FILE = click.Path(path_type=Path)
@@ -33,6 +35,9 @@ def main() -> None:
     """From trained DropGen 3D segmentation models to labels on a scan's own grid."""
 
 
+main.add_command(inspect)
+
+
 @main.command()
 @click.argument("scans", nargs=-1, required=True, type=FILE, metavar="SCAN…")
 @click.option("-o", "--out", type=FILE, help="Existing folder for the results; by default beside each scan.")
@@ -44,17 +49,20 @@ def main() -> None:
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
 @click.option("--device", default="auto", show_default=True, help="auto or cpu.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--format", "formats", multiple=True, metavar="NAME", help=f"Of {', '.join(FORMATS)}; several: A,B.")
+@click.option("--series", metavar="UID", help="The series of a DICOM input, or UID:NUMBER; see inspect.")
 @click.option("--report", is_flag=True, help="Also write SCAN_report.html: an interactive viewer in one file.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
-    overlap: float | None, blend: Blend | None, device: str, quiet: bool, report: bool,
+    overlap: float | None, blend: Blend | None, device: str, quiet: bool, formats: tuple[str, ...], series: str | None,
+    report: bool,
 ) -> None:  # fmt: skip
-    """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd) or folders of them."""
+    """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
     from dropgen_rt.segment import Settings
 
     settings = Settings(overlap=overlap, blend=blend, reference=reference)
-    failures = infer_files(scans, out, model, settings, device, quiet, report)
+    failures = infer_files(scans, out, model, settings, device, quiet, report, parse_formats(formats), series)
     if failures:
         raise SystemExit(failures[0].exit_code)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.errors import MissingInputError, ModelError, UnreadableInputError
-from dropgen_rt.manifest import Label
+from dropgen_rt.manifest import Label, SourceRule
 
 # Distinguishable on grey images and for colour-blind eyes (after Paul Tol's "bright" and "muted" schemes).
 PALETTE = (
@@ -76,13 +76,25 @@ def read_label_table(path: Path) -> LabelTable:
         raise UnreadableInputError(f'{path}: its "labels" are not name: value(s) or "value": name') from error
     if not pairs or any(min(values, default=-1) < 1 for _, values in pairs):
         raise UnreadableInputError(f'{path}: "labels" needs at least one label, all of values 1 and up')
-    colours = data.get("colours", {})
+    colours, codes = data.get("colours", {}), data.get("codes", {})
     try:
         labels = tuple(
-            Label(i + 1, name, tuple(colours.get(name, PALETTE[i % len(PALETTE)]))) for i, (name, _) in enumerate(pairs)
+            Label(i + 1, name, tuple(colours.get(name, PALETTE[i % len(PALETTE)])), codes.get(name))
+            for i, (name, _) in enumerate(pairs)
         )
     except (AttributeError, TypeError, ValueError, ModelError) as error:
         raise UnreadableInputError(
-            f'{path}: "colours" takes a name to [r, g, b] of 0-255, and no name is empty'
+            f'{path}: "colours" takes a name to [r, g, b] of 0-255, "codes" a name to [value, scheme, meaning], '
+            "and no name is empty"
         ) from error
     return LabelTable(labels, tuple(values for _, values in pairs), tuple(sorted(background)))
+
+
+def read_source_rule(path: Path) -> SourceRule:
+    """Which DICOM series the data set's model is for: its "dicom" table, see docs/dicom.md. Raises InputError."""
+    given = read_description(path).get("dicom", {})
+    try:
+        return SourceRule(**given)
+    except (TypeError, ModelError) as error:
+        accepted = "modality, body_part, image_type (lists) and pick (only or thickest)"
+        raise UnreadableInputError(f'{path}: "dicom" takes {accepted}') from error

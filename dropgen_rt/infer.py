@@ -1,49 +1,79 @@
 """Scan files in, result files out: what the command ``infer`` does for one scan or many."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dropgen_rt import picture
 from dropgen_rt.atomic import atomic_group
 from dropgen_rt.console import Console
+from dropgen_rt.dicom.files import is_dicom
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.errors import DropgenError, OutputError, UsageError
+from dropgen_rt.manifest import Manifest
 from dropgen_rt.model import Model
+from dropgen_rt.outputs import DICOM_FORMATS, FORMATS, LABEL_FORMATS, chosen_formats
 from dropgen_rt.record import Stopwatch
 from dropgen_rt.report import NO_VIEWER, has_viewer, render
 from dropgen_rt.segment import Segmentation, Settings, segment
 from dropgen_rt.store import cache_folder, open_named
-from dropgen_rt.volume import find_scans, read_scan, stem, write_labels
+from dropgen_rt.volume import Scan, find_scans, read_scan, scan_suffix, stem, write_labels
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to segment: ``name`` is what its results are called; ``labels`` maps formats to their files."""
+
+    path: Path
+    name: str
+    read: Callable[[], Scan]
+    labels: dict[str, Path]
+    record: Path
+    picture: Path
+    report: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self.labels.values(), self.record, self.picture, *([self.report] if self.report else []))
 
 
 def infer_files(
     scans: Sequence[Path], out: Path | None, model: str | None, settings: Settings, device: str, quiet: bool,
-    report: bool = False,
+    report: bool = False, formats: Sequence[str] = (), series: str | None = None,
 ) -> list[DropgenError]:  # fmt: skip
     """Segment every scan; one that is refused does not stop the others. Returns the refusals, in order.
 
-    A single scan's refusal is raised. Raises UsageError if two results would have one name, or one would replace
-    a scan, and ModelError or ResourceError before the first scan is read.
+    A single scan's refusal is raised. ``formats`` are those of outputs.FORMATS, ``series`` names the series of a
+    DICOM input. Raises UsageError if two results would have one name, or one would replace a scan, and ModelError
+    or ResourceError before the first scan is read.
     """
     paths = find_scans(scans)
-    targets = [_targets(path, out, report) for path in paths]
-    written = {file.resolve() for files in targets for file in files}
-    if len(written) < sum(map(len, targets)):
-        raise UsageError("two of these scans would write the same result file; give them different names or folders")
-    for path in paths:
-        if path.resolve() in written:
-            raise UsageError(f"{path}: the result of another of these scans would replace it; leave it out or use -o")
-    opened = open_named(model)
-    failures: list[DropgenError] = []
     console = Console(quiet)
+    failures: list[DropgenError] = []
+    _check_folders(paths, out)
+    opened = open_named(model)
+    planned: list[Job | DropgenError] = []
+    for path in paths:
+        try:
+            planned.append(plan(path, out, formats, series, opened.manifest, report))
+        except UsageError:
+            raise
+        except DropgenError as error:
+            if len(paths) == 1:
+                raise
+            planned.append(error)
+    _check_names([job for job in planned if isinstance(job, Job)])
     if report and not has_viewer():
         console.line(f"warning: {NO_VIEWER}")
     console.line(f"model {opened.manifest.name}, {len(opened.manifest.labels)} labels")
     with open_engine(opened, device, cache_folder()) as engine:
         console.line(f"engine {engine.name} {engine.version}, {engine.precision}, {engine.device}")
-        for path, files in zip(paths, targets, strict=True):
+        for job in planned:
             try:
-                infer_file(path, files, opened, settings, engine, console)
+                if isinstance(job, DropgenError):
+                    raise job
+                infer_file(job, opened, settings, engine, console)
             except DropgenError as error:
                 if len(paths) == 1:
                     raise
@@ -52,37 +82,94 @@ def infer_files(
     return failures
 
 
-def infer_file(
-    path: Path, files: tuple[Path, ...], model: Model, settings: Settings, engine: Engine, console: Console
-) -> Segmentation:
-    """Read, segment and write one scan: label map, record, picture and any report appear together or not at all."""
+def plan(
+    path: Path, out: Path | None, formats: Sequence[str], series: str | None, manifest: Manifest, report: bool = False
+) -> Job:
+    """How one input will be read, and where its results go; of a DICOM input the headers are read here.
+
+    Raises UsageError, InputError, OutputError or ResourceError.
+    """
+    dicom = not scan_suffix(path) and is_dicom(path)
+    chosen = chosen_formats(formats, dicom, path)
+    if dicom:
+        from dropgen_rt.dicom.read import find_series, read_candidate, scan_name
+        from dropgen_rt.dicom.write import check_source
+
+        found, item = find_series(path, series, manifest.source)
+        if set(chosen) & set(DICOM_FORMATS):
+            check_source(path, item)
+        name = scan_name(item)
+        read: Callable[[], Scan] = partial(read_candidate, found, item)
+    elif series is not None:
+        raise UsageError(f"{path}: --series names a series of a DICOM folder, file or ZIP archive; leave it out")
+    else:
+        name = stem(path)
+        read = partial(read_scan, path)
+    base = _folder(path, out) / name
+    labels = {kind: base.with_name(name + FORMATS[kind]) for kind in chosen}
+    record, shown = base.with_name(f"{name}_seg.json"), base.with_name(f"{name}_seg.png")
+    return Job(path, name, read, labels, record, shown, base.with_name(f"{name}_report.html") if report else None)
+
+
+def infer_file(job: Job, model: Model, settings: Settings, engine: Engine, console: Console) -> Segmentation:
+    """Read, segment and write one scan: label maps, record, picture and any report appear together or not at all."""
     watch = Stopwatch()
     with watch.stage("read"):
-        scan = read_scan(path)
+        scan = job.read()
     for warning in scan.warnings:
-        console.line(f"warning: {path.name}: {warning}")
-    with console.progress(path.name) as progress:
+        console.line(f"warning: {scan.path.name}: {warning}")
+    with console.progress(scan.path.name) as progress:
         result = segment(scan, model, settings, engine=engine, progress=progress)
-    with atomic_group(files) as (label_file, record_file, picture_file, *report_files):
+    with atomic_group(job.files) as temporaries:
+        label_files = temporaries[: len(job.labels)]
+        record_file, picture_file, *report_files = temporaries[len(job.labels) :]
         with watch.stage("write_labels"):
-            write_labels(result.labels.array[0], result.labels.geometry, label_file)
+            _write_labels(scan, result, model, dict(zip(job.labels, label_files, strict=True)))
         with watch.stage("write_picture"):
             shown = picture.draw(scan.volume, result.labels, model.manifest.labels, result.record.labels)
             picture_file.write_bytes(shown)
         for report_file in report_files:
             with watch.stage("write_report"):
                 record = result.record.with_timings(watch)
-                page = render(path.name, scan.volume, result.labels, model.manifest, record, shown)
+                page = render(scan.path.name, scan.volume, result.labels, model.manifest, record, shown)
                 report_file.write_text(page, encoding="utf-8")
         record_file.write_text(result.record.with_timings(watch).to_json(), encoding="utf-8")
-    console.line(f"wrote {files[0]}")
+    for file in job.labels.values():
+        console.line(f"wrote {file}")
     return result
 
 
-def _targets(path: Path, out: Path | None, report: bool) -> tuple[Path, ...]:
-    folder = path.parent if out is None else out
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: no such output folder; make it first, or name another with -o")
-    name = stem(path)
-    endings = ["_seg.nii.gz", "_seg.json", "_seg.png", *(["_report.html"] if report else [])]
-    return tuple(folder / (name + ending) for ending in endings)
+def _write_labels(scan: Scan, result: Segmentation, model: Model, files: dict[str, Path]) -> None:
+    for kind, file in files.items():
+        if kind in LABEL_FORMATS:
+            write_labels(result.labels.array[0], result.labels.geometry, file)
+    objects = {kind: file for kind, file in files.items() if kind in DICOM_FORMATS}
+    if objects:
+        from dropgen_rt.dicom.read import DicomScan
+        from dropgen_rt.dicom.write import write_objects
+
+        assert isinstance(scan, DicomScan)
+        write_objects(scan, result, model, objects)
+
+
+def _folder(path: Path, out: Path | None) -> Path:
+    if out is not None:
+        return out
+    return path.resolve().parent if path.is_dir() else path.parent
+
+
+def _check_folders(paths: Sequence[Path], out: Path | None) -> None:
+    for folder in dict.fromkeys(_folder(path, out) for path in paths):
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: no such output folder; make it first, or name another with -o")
+
+
+def _check_names(jobs: Sequence[Job]) -> None:
+    written = {file.resolve() for job in jobs for file in job.files}
+    if len(written) < sum(len(job.files) for job in jobs):
+        raise UsageError("two of these scans would write the same result file; give them different names or folders")
+    for job in jobs:
+        if job.path.resolve() in written:
+            raise UsageError(
+                f"{job.path}: the result of another of these scans would replace it; leave it out or use -o"
+            )

@@ -20,14 +20,26 @@ SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 @dataclass(frozen=True)
 class Label:
-    """One structure: its voxel value (1 and up; 0 is background), name, and colour as (r, g, b) in 0-255."""
+    """One structure: its voxel value (1 and up; 0 is background), name, and colour as (r, g, b) in 0-255.
+
+    ``code`` and ``category`` are (value, scheme, meaning), such as ("10200004", "SCT", "Liver"): what DICOM calls
+    the segmented property's type and category. Without them the DICOM writer looks the name up.
+    """
 
     value: int
     name: str
     colour: tuple[int, int, int]
+    code: tuple[str, str, str] | None = None
+    category: tuple[str, str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "colour", tuple(int(part) for part in self.colour))
+        for item in ("code", "category"):
+            given = getattr(self, item)
+            if given is not None:
+                object.__setattr__(self, item, tuple(map(str, given)))
+                if len(given) != 3 or not all(given):
+                    raise ModelError(f"label {self.value} {self.name!r}: {item} {given} is not value, scheme, meaning")
         if self.value < 1 or not self.name or len(self.colour) != 3 or not set(self.colour) <= set(range(256)):
             raise ModelError(f"label {self.value} {self.name!r} {self.colour}: value >= 1, a name, colour 0-255")
 
@@ -52,6 +64,32 @@ class Intensity:
 
 
 @dataclass(frozen=True)
+class SourceRule:
+    """Which DICOM series the model is for. Empty fields leave the choice open.
+
+    ``modality`` and ``body_part`` list what is accepted, ``image_type`` values that ImageType must hold, or with a
+    leading "!" must not. ``pick`` says what to do if several stacks fit: "only" lists them and stops, "thickest"
+    takes the one with the most slices.
+    """
+
+    modality: tuple[str, ...] = ()
+    body_part: tuple[str, ...] = ()
+    image_type: tuple[str, ...] = ()
+    pick: Literal["only", "thickest"] = "only"
+
+    def __post_init__(self) -> None:
+        for item in ("modality", "body_part", "image_type"):
+            object.__setattr__(self, item, tuple(str(value).upper() for value in getattr(self, item)))
+        if self.pick not in ("only", "thickest"):
+            raise ModelError(f"source rule picks {self.pick!r}: accepted are 'only' and 'thickest'")
+
+    def describe(self) -> str:
+        """The rule in a few words."""
+        items = (self.modality, self.body_part, self.image_type)
+        return ", ".join(" or ".join(item) for item in items if item) or "any"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything the runtime must know of a model. ``spacing_mm`` is (x, y, z), ``window`` is (z, y, x) voxels."""
 
@@ -68,6 +106,7 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     notice: str = ""
     schema: str = SCHEMA
+    source: SourceRule = field(default_factory=SourceRule)
 
     def __post_init__(self) -> None:
         if not self.labels or [label.value for label in self.labels] != list(range(1, len(self.labels) + 1)):
@@ -113,6 +152,7 @@ class Manifest:
             data = _known(Manifest, data)
             data["labels"] = tuple(Label(**_known(Label, label)) for label in data["labels"])
             data["intensity"] = Intensity(**_known(Intensity, data["intensity"]))
+            data["source"] = SourceRule(**_known(SourceRule, data.get("source", {})))
             for key in ("spacing_mm", "window", "channels"):
                 data[key] = tuple(data[key])
             return Manifest(**data)

@@ -115,3 +115,41 @@ def _legend(
         pen.text((left + 22, y), f"{label.name}  {volume.volume_ml:.1f} mL", INK, font)
     if len(shown) < len(names):
         pen.text((left, 2 * MARGIN_PX + len(shown) * 22), f"and {len(names) - len(shown)} more", INK, font)
+
+
+# Wide enough for its heading beside the legend, however few slices there are.
+MOSAIC_TILES, MOSAIC_COLUMNS, MOSAIC_TILE_PX, MOSAIC_WIDTH_PX = 20, 5, 200, 900
+
+
+def mosaic(
+    scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[LabelVolume, ...], heading: str
+) -> NDArray[np.uint8]:
+    """(rows, columns, 3) RGB: slices evenly through what is labelled, under ``heading``, with the legend.
+
+    In the plane of the scan's own slices (z of the array), seen as radiologists do. ``scan`` (C, z, y, x) and
+    ``labels`` (1, z, y, x) share one grid.
+    """
+    geometry, change = scan.geometry.reoriented("LPS")
+    grey, marked = _grey(change.apply(scan.array[0])), change.apply(labels.array[0])
+    plane = next(plane for plane in _PLANES if plane.axis == 2 - change.order.index(2))
+    within = tuple(axis for axis in range(3) if axis != plane.axis)
+    filled = np.flatnonzero(marked.any(axis=within))
+    first, last = (int(filled[0]), int(filled[-1])) if filled.size else (0, marked.shape[plane.axis] - 1)
+    shown = np.unique(np.linspace(first, last, MOSAIC_TILES).round().astype(int))
+    columns = min(MOSAIC_COLUMNS, len(shown))
+    edge, top = MOSAIC_TILE_PX, 2 * MARGIN_PX + 14
+    size = (columns * edge + MARGIN_PX + LEGEND_PX, top + max(-(-len(shown) // columns) * edge, PANEL_PX))
+    canvas = Image.new("RGB", (max(size[0], MOSAIC_WIDTH_PX), size[1]), PAPER)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    pen.text((MARGIN_PX, MARGIN_PX // 2), heading, INK, font)
+    spacing = geometry.spacing_mm[::-1]  # z, y, x, as the arrays
+    extent = np.array([grey.shape[axis] * spacing[axis] for axis in reversed(within)])
+    width, height = (int(n) for n in np.maximum((extent * (edge - 4) / extent.max()).round(), 1))
+    for place, index in enumerate(shown[::-1] if plane.name == "axial" else shown):  # from the head down
+        tile = Image.fromarray(_tile(grey, marked, plane, int(index), names))
+        left, upper = place % columns * edge, top + place // columns * edge
+        canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), (left, upper))
+        if plane.name != "sagittal":
+            pen.text((left + width - 12, upper), "L", INK, font)
+    _legend(pen, font, canvas.width - LEGEND_PX, names, volumes)
+    return np.asarray(canvas)

@@ -20,6 +20,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.atomic import atomic_path
+from dropgen_rt.dicom.files import is_dicom
 from dropgen_rt.errors import (
     DropgenError,
     GeometryError,
@@ -93,10 +94,15 @@ def read_volume(path: str | Path) -> Volume:
 def read_scan(path: str | Path) -> Scan:
     """Read one 3D scan: array (1, z, y, x) float32, the header's slope and intercept applied.
 
-    Integers beyond 2**24 are rounded to the nearest float32. Raises MissingInputError,
-    UnreadableInputError, UnsuitableInputError or GeometryError.
+    Integers beyond 2**24 are rounded to the nearest float32. A DICOM file, folder or ZIP archive is read if it
+    holds one possible series. Raises MissingInputError, UnreadableInputError, UnsuitableInputError or
+    GeometryError.
     """
     path = Path(path)
+    if not scan_suffix(path) and is_dicom(path):
+        from dropgen_rt.dicom.read import read_dicom  # which needs this module
+
+        return read_dicom(path)
     header, stored, geometry = _load(path)
     return Scan(
         volume=Volume(_voxels(path, stored)[None], geometry),
@@ -157,9 +163,9 @@ def nifti_bytes(array: np.ndarray, geometry: Geometry) -> bytes:
 def find_scans(paths: Sequence[str | Path]) -> list[Path]:
     """The scans that the arguments name, in order, each once; folders stand for the scans in them, sorted.
 
-    Folders are not entered further; hidden files and names ending in LABEL_ENDINGS are passed over there.
-    Raises MissingInputError for a path that does not exist or a folder without scans, UnreadableInputError for
-    one without permission.
+    Folders are not entered further; hidden files and names ending in LABEL_ENDINGS are passed over there. A
+    folder with DICOM files in it or below stands for itself. Raises MissingInputError for a path that does not
+    exist or a folder without scans, UnreadableInputError for one without permission.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -185,8 +191,13 @@ def _existing(path: Path) -> Path:
 
 def _scans_in(folder: Path) -> list[Path]:
     scans = sorted(entry for entry in folder.iterdir() if scan_suffix(entry) and _is_scan_name(entry))
+    if scans and any(entry.suffix.lower() == ".dcm" for entry in folder.iterdir()):
+        step = "name the scans one by one, or the DICOM folder by itself"
+        raise refusal(UnsuitableInputError, folder, "a folder with both scans and DICOM files", "one of the two", step)
+    if not scans and is_dicom(folder):
+        return [folder]
     if not scans:
-        accepted = "scans ending in " + ", ".join(SCAN_SUFFIXES)
+        accepted = "DICOM, or scans ending in " + ", ".join(SCAN_SUFFIXES)
         raise refusal(MissingInputError, folder, "a folder without scans", accepted, "check the path")
     return scans
 

@@ -11,7 +11,7 @@ import dropgen_rt
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import UsageError, VerificationError
 from dropgen_rt.export.fuse import fuse
-from dropgen_rt.manifest import METADATA_KEY, Intensity, Label, Manifest
+from dropgen_rt.manifest import METADATA_KEY, Intensity, Label, Manifest, SourceRule
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen
 
@@ -66,6 +66,7 @@ def _manifest(network: DropGen, content: dict, name: str, window: tuple[int, int
             "exported_by": f"dropgen-rt {dropgen_rt.__version__}",
         },
         notice=content["dataset"]["notice"],
+        source=SourceRule(**content.get("source", {})),
     )
 
 

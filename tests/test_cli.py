@@ -19,7 +19,7 @@ from dropgen_rt.store import default_name
 pytestmark = pytest.mark.usefixtures("home")
 
 COMMAND = Path(sys.executable).with_name("dropgen-rt")
-VERBS = ("infer", "train", "pretrain-encoder", "encoders", "export", "build-engine", "evaluate")
+VERBS = ("infer", "train", "pretrain-encoder", "encoders", "export", "build-engine", "evaluate", "inspect")
 SIZE = (20, 18, 9)
 RESULTS = ["_seg.json", "_seg.nii.gz", "_seg.png"]
 

@@ -28,7 +28,7 @@ def changed(tiny, **changes):
 
 
 def test_a_newer_minor_version_may_know_more(tiny):
-    label = {"value": 1, "name": "a", "colour": [1, 2, 3], "code": "SCT 123"}
+    label = {"value": 1, "name": "a", "colour": [1, 2, 3], "weight": 7}
     intensity = {"kind": "range", "lower": 0, "upper": 1, "unit": "HU"}
     text = changed(tiny, schema="1.99", invention=[1, 2], labels=[label], intensity=intensity)
     manifest = Manifest.from_json(text)

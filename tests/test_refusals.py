@@ -67,9 +67,9 @@ def test_a_folder(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix(tmp_path: Path) -> None:
-    path = tmp_path / "scan.dcm"
+    path = tmp_path / "scan.tiff"
     path.write_bytes(b"x")
-    with pytest.raises(UnreadableInputError, match=r"suffix '.dcm'.*\.nii\.gz"):
+    with pytest.raises(UnreadableInputError, match=r"suffix '.tiff'.*\.nii\.gz"):
         read_scan(path)
 
 

@@ -7,15 +7,15 @@ DATA/imagesTs, labelsTs      optional; tested when the run ends
 DATA/synthesis.toml          optional; then images are synthesised from labelsTr and none are read
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_table
+from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_table, read_source_rule
 from dropgen_rt.errors import MissingInputError, UnsuitableInputError
-from dropgen_rt.manifest import Intensity, Label
+from dropgen_rt.manifest import Intensity, Label, SourceRule
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.layout import Case, Found, find_in_folders, find_in_table
 from dropgen_rt.train.prepare import Grid, on_working_grid
@@ -39,6 +39,7 @@ class Dataset:
     notice: str = ""
     testing: tuple[Case, ...] = ()
     faults: tuple[str, ...] = ()
+    source: SourceRule = field(default_factory=SourceRule)
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -89,7 +90,16 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
     notice = data.get("licence", data.get("license", ""))
     name = data.get("name", folder.name)
     return Dataset(
-        name, table, channels, training, validation, synthesis, notice, tuple(found.testing), tuple(found.faults)
+        name,
+        table,
+        channels,
+        training,
+        validation,
+        synthesis,
+        notice,
+        tuple(found.testing),
+        tuple(found.faults),
+        read_source_rule(folder / "dataset.json"),
     )
 
 

@@ -209,6 +209,7 @@ class Run:
             "state": {key: value.contiguous().cpu() for key, value in self.network.state_dict().items()},
             "labels": [asdict(label) for label in dataset.labels],
             "dataset": {"name": dataset.name, "notice": dataset.notice, "channels": list(dataset.channels)},
+            "source": asdict(dataset.source),
             "intensity": asdict(self.config.intensity),
             "config": self.config.summary(),
             "progress": {"step": self.step, "validation_dice": self.dice},

@@ -90,6 +90,21 @@ def test_several_channels(balls: Path) -> None:
     assert "case3.nii.gz: 1 of 2 channels in imagesTr; add case3_0000 … case3_0001.nii.gz" in refusal(balls)
 
 
+def test_codes_and_the_dicom_rule(balls: Path) -> None:
+    code = ["10200004", "SCT", "Liver"]
+    describe(balls, codes={"dim": code}, dicom={"modality": ["CT"], "pick": "thickest"})
+    dataset = read_dataset(balls)
+    assert [label.code for label in dataset.labels] == [tuple(code), None]
+    assert (dataset.source.modality, dataset.source.pick) == (("CT",), "thickest")
+
+
+@pytest.mark.parametrize("wrong", [{"codes": {"dim": ["1"]}}, {"dicom": {"pick": "any"}}, {"dicom": {"body": "x"}}])
+def test_wrong_codes_and_rules_are_named(balls: Path, wrong: dict) -> None:
+    describe(balls, **wrong)
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        read_dataset(balls)
+
+
 def test_lists_merge_source_values(balls: Path) -> None:
     describe(balls, labels={"background": 0, "ball": [1, 2]})
     merged = read_dataset(balls).merge(np.array([0, 1, 2, 3]))

@@ -1,0 +1,132 @@
+"""Which files a path offers: a folder searched to its depth, one file, or the members of a ZIP archive."""
+
+import os
+import stat
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dropgen_rt.errors import MissingInputError, ResourceError, UnreadableInputError, UnsuitableInputError
+from dropgen_rt.scan_header import refusal
+
+#: More files than any study has; a folder with more is not one study.
+MAX_FILES = 50_000
+
+#: Most bytes that a ZIP archive may unpack to: what the largest accepted scan takes.
+MAX_UNPACKED_BYTES = 2**33
+
+PREAMBLE_BYTES = 128
+MARK = b"DICM"
+_ACCEPTED = "a folder, file or ZIP archive of one DICOM study"
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """``files`` carry the DICOM mark, in name order; ``others`` counts those that do not.
+
+    ``temporary`` is the folder that a ZIP archive was unpacked into; it goes when this object does.
+    """
+
+    source: Path
+    files: tuple[Path, ...]
+    others: int = 0
+    temporary: tempfile.TemporaryDirectory | None = field(default=None, repr=False, compare=False)
+
+
+def has_mark(path: Path) -> bool:
+    """Whether a regular file begins as DICOM files do: 128 bytes of preamble, then ``DICM``."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            return file.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == MARK
+    except OSError:
+        return False
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether this path is to be read as DICOM: a ``.dcm``, a ``.zip``, a marked file, a folder holding one."""
+    if path.is_dir():
+        return any(has_mark(Path(entry)) for entry in _walk(path))
+    return path.suffix.lower() in (".dcm", ".zip") or has_mark(path)
+
+
+def find_files(path: Path) -> FileSet:
+    """The files of a folder (and all below it), of a ZIP archive, or the one file.
+
+    Raises MissingInputError, UnreadableInputError, UnsuitableInputError or ResourceError.
+    """
+    if not path.exists():
+        raise refusal(MissingInputError, path, "no such path", _ACCEPTED, "check the path")
+    if path.is_dir():
+        found = _marked(path, list(_walk(path)), None)
+    elif path.suffix.lower() == ".zip" or (path.is_file() and not has_mark(path) and zipfile.is_zipfile(path)):
+        found = _unpacked(path)
+    elif path.is_file() and path.stat().st_size == 0:
+        raise refusal(UnreadableInputError, path, "an empty file", _ACCEPTED, "export it again")
+    else:
+        found = _marked(path, [path], None)
+    if not found.files:
+        given = f"no DICOM files ({found.others} others)" if path.is_dir() else "not a DICOM file"
+        raise refusal(UnreadableInputError, path, given, _ACCEPTED, "export it again")
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below, in name order; links to folders are not followed, so that none leads round."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+        if len(found) > MAX_FILES:
+            given, accepted = f"more than {MAX_FILES} files", "the folder of one study"
+            raise refusal(UnsuitableInputError, folder, given, accepted, "name a folder below it")
+    return found
+
+
+def _marked(source: Path, paths: list[Path], temporary: tempfile.TemporaryDirectory | None) -> FileSet:
+    files = tuple(path for path in paths if has_mark(path))
+    return FileSet(source, files, len(paths) - len(files), temporary)
+
+
+def _unpacked(path: Path) -> FileSet:
+    """Members go to files named by number: their own names could lead out of the folder, or name a patient."""
+    temporary = tempfile.TemporaryDirectory(prefix="dropgen-rt-")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            _check_members(path, members)
+            files = [
+                _unpack(path, archive, member, Path(temporary.name) / f"{index:06d}")
+                for index, member in enumerate(members)
+            ]
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+        raise refusal(
+            UnreadableInputError, path, "a damaged or unusual ZIP archive", _ACCEPTED, "pack it again"
+        ) from error
+    except OSError as error:
+        raise ResourceError(f"cannot unpack {path}: {error.strerror or error}; free some space in TMPDIR") from error
+    return _marked(path, files, temporary)
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    size = sum(member.file_size for member in members)
+    if len(members) > MAX_FILES or size > MAX_UNPACKED_BYTES:
+        given = f"{len(members)} files of {size / 2**30:.1f} GiB in all"
+        accepted = f"up to {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**30} GiB"
+        raise refusal(UnsuitableInputError, path, given, accepted, "pack one series by itself")
+    if any(member.flag_bits & 1 for member in members):
+        step = "unpack it and name the folder"
+        raise refusal(UnreadableInputError, path, "an encrypted ZIP archive", "one without a password", step)
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> Path:
+    left = member.file_size  # a member that is longer than it says is a bomb or damaged
+    with archive.open(member) as packed, target.open("wb") as file:
+        while block := packed.read(2**20):
+            left -= len(block)
+            if left < 0:
+                raise zipfile.BadZipFile
+            file.write(block)
+    return target

@@ -1,0 +1,214 @@
+"""What the header of one DICOM file says, as plain JSON. Runs in the guarded child; the pixels stay unread.
+
+Elements are taken as they are stored and converted one by one: pydicom's own conversion takes longer than
+reading the file. Patient and study are known here only by a digest, to tell whether two files agree.
+"""
+
+import hashlib
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataset import Dataset
+
+#: Functional groups that hold what varies from frame to frame, by what it is called here.
+_FRAME_KEYS = {
+    "echo time": ("MREchoSequence", "EffectiveEchoTime"),
+    "stack": ("FrameContentSequence", "StackID"),
+    "time point": ("FrameContentSequence", "TemporalPositionIndex"),
+    "b-value": ("MRDiffusionSequence", "DiffusionBValue"),
+    "diffusion direction": ("MRDiffusionSequence", "DiffusionGradientDirectionSequence"),
+    "trigger delay": ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+}
+_FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence", "XAXRFFrameCharacteristicsSequence")  # fmt: skip  # noqa: E501
+
+#: The same for files of one slice. Times are compared, never shown.
+_SLICE_KEYS = {
+    "image type": 0x00080008, "echo number": 0x00180086, "echo time": 0x00180081, "time point": 0x00200100,
+    "b-value": 0x00189087, "diffusion direction": 0x00189089, "trigger delay": 0x00181060,
+    "acquisition": 0x00200012, "acquisition time": 0x00080032,
+}  # fmt: skip
+
+#: In place of a length: pixels in a data set that is packed as a whole, and pixels in fragments.
+DEFLATED, ENCAPSULATED = -2, -1
+
+#: The data set's own elements by tag, as they are stored.
+Elements = dict[int, Any]
+
+_CODE = re.compile(r"[^A-Z0-9_ .-]")
+_PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}
+_LONG_VRS = (b"OB", b"OW", b"UN")
+
+
+def read_header(path: str) -> dict[str, Any]:
+    """The header of one file, or ``{"error": reason}`` if it cannot be made out. Raises MemoryError."""
+    try:
+        with Path(path).open("rb") as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            header = _describe(dataset)
+            header["pixels"] = _place_of_pixels(file, header["syntax"], Path(path).stat().st_size)
+            return header
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the library raise; its text may quote the file
+        return {"error": type(error).__name__}
+
+
+def _describe(dataset: Dataset) -> dict[str, Any]:
+    meta = dataset.file_meta
+    elements = {int(element.tag): element for element in dataset.elements()}
+    header: dict[str, Any] = {
+        "syntax": str(meta.get("TransferSyntaxUID", "")),
+        "sop_class": _text(elements, 0x00080016) or str(meta.get("MediaStorageSOPClassUID", "")),
+        "sop": _text(elements, 0x00080018) or str(meta.get("MediaStorageSOPInstanceUID", "")),
+        "series": _text(elements, 0x0020000E),
+        "study": _text(elements, 0x0020000D),
+        "patient": _patient(elements),
+        "frame_of_reference": _text(elements, 0x00200052),
+        "modality": _code(_text(elements, 0x00080060)),
+        "body_part": _code(_text(elements, 0x00180015)),
+        "image_type": [_code(part) for part in _texts(elements, 0x00080008)],
+        "burned_in": _text(elements, 0x00280301) == "YES",
+        "lossy": _text(elements, 0x00282110) == "01",
+        "photometric": _code(_text(elements, 0x00280004)),
+        "instance": _integer(_text(elements, 0x00200013)),
+        "frames": _integer(_text(elements, 0x00280008)) or 1,
+    }
+    for name, tag in (("samples", 0x00280002), ("rows", 0x00280010), ("columns", 0x00280011),
+                      ("bits_allocated", 0x00280100), ("bits_stored", 0x00280101), ("high_bit", 0x00280102),
+                      ("signed", 0x00280103)):  # fmt: skip
+        header[name] = _short(elements, tag, "H")
+    header["padding"] = [_short(elements, tag, "h" if header["signed"] else "H") for tag in (0x00280120, 0x00280121)]
+    groups = 0x52009230 in elements
+    header["enhanced"] = groups
+    header["slices"] = _frames(dataset, header["frames"]) if groups else [_slice(elements)]
+    return header
+
+
+def _patient(elements: Elements) -> str:
+    """A digest of number and name, the same for what differs in case, padding or empty parts of the name only."""
+    parts = [_text(elements, tag).upper().rstrip(" ^") for tag in (0x00100020, 0x00100010)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _slice(elements: Elements) -> dict[str, Any]:
+    return {
+        "position": _numbers(_texts(elements, 0x00200032)),
+        "orientation": _numbers(_texts(elements, 0x00200037)),
+        "spacing": _numbers(_texts(elements, 0x00280030)),
+        "slope": _numbers(_texts(elements, 0x00281053)),
+        "intercept": _numbers(_texts(elements, 0x00281052)),
+        "keys": {name: key for name, tag in _SLICE_KEYS.items() if (key := _comparable(elements, tag))},
+    }
+
+
+def _frames(dataset: Dataset, count: int) -> list[dict[str, Any]]:
+    """One entry per frame of a multi-frame image; what is shared stands in the shared functional groups."""
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    per_frame = dataset.PerFrameFunctionalGroupsSequence
+    if len(per_frame) != count:
+        raise ValueError("frames and functional groups differ in number")
+    return [_frame(group, shared) for group in per_frame]
+
+
+def _frame(group: Dataset, shared: Dataset) -> dict[str, Any]:
+    def find(sequence: str, keyword: str) -> Any:
+        for place in (group, shared):
+            items = place.get(sequence)
+            if items and keyword in items[0]:
+                return items[0].get(keyword)
+        return None
+
+    keys = {name: str(value) for name, names in _FRAME_KEYS.items() if (value := find(*names)) is not None}
+    direction = find("MRDiffusionSequence", "DiffusionGradientDirectionSequence")
+    if direction:
+        keys["diffusion direction"] = str(direction[0].get("DiffusionGradientOrientation"))
+    types = [find(name, "FrameType") for name in _FRAME_TYPES]
+    keys["image type"] = next(("\\".join(map(str, kind)) for kind in types if kind), "")
+    return {
+        "position": _numbers(find("PlanePositionSequence", "ImagePositionPatient")),
+        "orientation": _numbers(find("PlaneOrientationSequence", "ImageOrientationPatient")),
+        "spacing": _numbers(find("PixelMeasuresSequence", "PixelSpacing")),
+        "slope": _numbers(find("PixelValueTransformationSequence", "RescaleSlope")),
+        "intercept": _numbers(find("PixelValueTransformationSequence", "RescaleIntercept")),
+        "keys": keys,
+    }
+
+
+def _place_of_pixels(file: Any, syntax: str, size: int) -> list[int] | None:
+    """Byte offset and length of native pixels, or DEFLATED or ENCAPSULATED as length; None if there are none.
+
+    pydicom leaves the file at the element that it stopped before; PS3.5 section 7.1 gives its layout.
+    """
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return [0, DEFLATED]
+    head = file.read(12)
+    end = _PIXEL_TAGS.get(head[:4])
+    if end is None:
+        return None
+    explicit = syntax != pydicom.uid.ImplicitVRLittleEndian
+    if explicit and head[4:6] not in _LONG_VRS:
+        raise ValueError("pixels of an unexpected type")
+    (length,) = struct.unpack(end + "I", head[8:12] if explicit else head[4:8])
+    offset = file.tell() - 12 + (12 if explicit else 8)
+    if length == 0xFFFFFFFF:
+        return [offset, ENCAPSULATED]
+    return [offset, min(length, size - offset)]
+
+
+def _text(elements: Elements, tag: int) -> str:
+    element = elements.get(tag)
+    value = None if element is None else element.value
+    if isinstance(value, bytes):
+        return value.decode("latin-1").strip(" \0")
+    if value is None:
+        return ""
+    return "\\".join(map(str, value)) if isinstance(value, (list, pydicom.multival.MultiValue)) else str(value)
+
+
+def _texts(elements: Elements, tag: int) -> list[str]:
+    text = _text(elements, tag)
+    return [part.strip() for part in text.split("\\")] if text else []
+
+
+def _comparable(elements: Elements, tag: int) -> str:
+    element = elements.get(tag)
+    value = None if element is None else element.value
+    if element is not None and isinstance(value, bytes) and element.VR == "FD":
+        return str(struct.unpack(("<" if element.is_little_endian else ">") + f"{len(value) // 8}d", value))
+    return _text(elements, tag)
+
+
+def _short(elements: Elements, tag: int, kind: str) -> int | None:
+    element = elements.get(tag)
+    if element is None or not element.value:
+        return None if element is None or element.value in (None, b"", "") else int(element.value)
+    if isinstance(element.value, bytes):
+        return int(struct.unpack_from(("<" if element.is_little_endian else ">") + kind, element.value)[0])
+    return int(element.value)
+
+
+def _integer(text: str) -> int | None:
+    try:
+        return int(text.split("\\")[0])
+    except ValueError:
+        return None
+
+
+def _numbers(values: Any) -> list[float] | None:
+    """The numbers of a decimal string element; None if it is absent or holds something else."""
+    if values is None or values == []:
+        return None
+    if isinstance(values, (str, int, float)):
+        values = [values]
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):
+        return None
+
+
+def _code(text: str) -> str:
+    """A code string (VR CS) that may be shown: other characters, as of free text in the wrong place, are dropped."""
+    return _CODE.sub("", text.upper())[:16].strip()

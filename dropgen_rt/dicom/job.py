@@ -1,0 +1,161 @@
+"""What all objects of one job share: the source data sets, derived identifiers, fixed dates, the software's name.
+
+Identifiers are digests of what went in and what came out, so the same job writes the same objects and a PACS
+recognises them; dates are the source's, for a clock would make every run another one.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
+
+from dropgen_rt.dicom.read import DicomScan
+from dropgen_rt.manifest import Label
+from dropgen_rt.record import Record
+
+MANUFACTURER = "dropgen-rt"
+
+# What these say about a file may quote it; what matters becomes an error of our own.
+for _name in ("pydicom", "highdicom"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+    logging.getLogger(_name).propagate = False
+
+#: Where the objects stand among the study's series.
+SERIES_NUMBERS = {"dicom-seg": 9001, "dicom-labelmap": 9002, "dicom-sr": 9003, "dicom-sc": 9004}
+
+MARK = "RESEARCH USE ONLY"
+
+# Attributes that may be empty but must be there (type 2); anonymisers remove them.
+_TYPE_2 = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WritingJob:
+    """``labels`` (slices, rows, columns) on the source slices, ``sources`` one data set per file in slice order."""
+
+    scan: DicomScan
+    labels: np.ndarray
+    names: tuple[Label, ...]
+    record: Record
+    sources: tuple[Dataset, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the job: input, model and the labels themselves."""
+        parts = (self.scan.sha256, str(self.record.model["sha256"]), str(self.labels.dtype))
+        content = hashlib.sha256(np.ascontiguousarray(self.labels).data).hexdigest()
+        return hashlib.sha256("\n".join((*parts, content)).encode()).hexdigest()
+
+    def uid(self, *purpose: object) -> str:
+        """A UID of its own for each purpose, below 2.25 as PS3.5 B.2 has it for 128-bit numbers."""
+        text = "\n".join(map(str, (self.digest, *purpose)))
+        return f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
+
+    def description(self, kind: str) -> str:
+        """A series description from the model's name only."""
+        return f"{kind} {self.record.model['name']}, {MARK.lower()}"[:64]
+
+    @property
+    def version(self) -> str:
+        return self.record.versions["dropgen-rt"]
+
+    def settle(self, dataset: Dataset) -> None:
+        """Replace what highdicom takes from the clock or draws at random, and the numbers of frames, below all
+        sequences; to be called once."""
+        date, time = self._moment()
+        slices = self.scan.slices
+        frames = [plane.frame + 1 for plane in slices] if slices[0].header.enhanced else None
+        made: dict[str, str] = {}
+        settled: set[int] = set()  # highdicom lets several sequences hold the same item
+        for part in _parts(dataset):
+            if id(part) in settled:
+                continue
+            settled.add(id(part))
+            for keyword, value in (("InstanceCreationDate", date), ("InstanceCreationTime", time),
+                                   ("ContentDate", date), ("ContentTime", time),
+                                   ("DateOfSecondaryCapture", date), ("TimeOfSecondaryCapture", time),
+                                   ("ContributionDateTime", date + time)):  # fmt: skip
+                if keyword in part:
+                    setattr(part, keyword, value)
+            if "DimensionOrganizationUID" in part:
+                earlier = str(part.DimensionOrganizationUID)
+                part.DimensionOrganizationUID = made.setdefault(earlier, self.uid("dimension", len(made)))
+            if "ObservationDateTime" in part:
+                part.ObservationDateTime = date + time
+            if frames is not None and "ReferencedFrameNumber" in part:
+                part.ReferencedFrameNumber = frames[int(part.ReferencedFrameNumber) - 1]
+
+    def _moment(self) -> tuple[str, str]:
+        source = self.sources[0]
+        date = next((str(source.get(key)) for key in ("SeriesDate", "StudyDate") if source.get(key)), "19700101")
+        time = next((str(source.get(key)) for key in ("SeriesTime", "StudyTime") if source.get(key)), "000000")
+        return date, time
+
+
+def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
+    """The source data sets in slice order, without pixels; the guarded child has parsed the same bytes before.
+
+    Made fit for reference: type 2 attributes that an anonymiser removed are there, empty; orientation and slice
+    thickness are stated once for all; of a multi-frame image only the frames that were used remain, in slice
+    order (``segmentation`` puts their true numbers back).
+    """
+    files = dict.fromkeys(plane.header.file for plane in scan.slices)
+    sources = [pydicom.dcmread(scan.files.files[file], stop_before_pixels=True) for file in files]
+    for dataset in sources:
+        for keyword in _TYPE_2:
+            if keyword not in dataset:
+                setattr(dataset, keyword, "")
+        meta = dataset.file_meta
+        dataset.SOPClassUID = dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID
+        dataset.SOPInstanceUID = dataset.get("SOPInstanceUID") or meta.MediaStorageSOPInstanceUID
+        if not dataset.get("FrameOfReferenceUID"):
+            text = f"frame of reference\n{dataset.SeriesInstanceUID}"
+            dataset.FrameOfReferenceUID = f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
+        if scan.slices[0].header.enhanced:
+            _keep_used_frames(dataset, scan)
+        else:
+            dataset.ImageOrientationPatient = sources[0].ImageOrientationPatient
+            if not dataset.get("SliceThickness"):
+                dataset.SliceThickness = _decimal(scan.grid.geometry.spacing_mm[2])
+    return tuple(sources)
+
+
+def _keep_used_frames(dataset: Dataset, scan: DicomScan) -> None:
+    first = scan.slices[0].plane
+    assert first.spacing_mm is not None and first.orientation is not None  # the gate saw to that
+    depth = scan.grid.geometry.spacing_mm[2]
+    shared = Dataset()
+    shared.PixelMeasuresSequence = hd.PixelMeasuresSequence(first.spacing_mm, depth, depth)
+    shared.PlaneOrientationSequence = hd.PlaneOrientationSequence("PATIENT", first.orientation)
+    groups = []
+    for plane in scan.slices:
+        group = Dataset()
+        assert plane.plane.position is not None
+        group.PlanePositionSequence = hd.PlanePositionSequence("PATIENT", plane.plane.position)
+        groups.append(group)
+    dataset.SharedFunctionalGroupsSequence = DicomSequence([shared])
+    dataset.PerFrameFunctionalGroupsSequence = DicomSequence(groups)
+    dataset.NumberOfFrames = len(groups)
+
+
+def _decimal(value: float) -> str:
+    """At most 16 characters, as a decimal string may have."""
+    return f"{value:.10g}"
+
+
+def _parts(dataset: Dataset) -> Iterator[Dataset]:
+    yield dataset
+    for element in dataset:
+        if element.VR == "SQ" and isinstance(element.value, DicomSequence):
+            for item in element.value:
+                yield from _parts(item)
