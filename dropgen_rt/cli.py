@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from dropgen_rt import cli_engines, cli_export, cli_models
+from dropgen_rt import cli_engines, cli_export, cli_models, cli_train
 from dropgen_rt.cli_bench import bench
 from dropgen_rt.cli_inspect import inspect
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
@@ -74,39 +74,6 @@ def infer(
         raise SystemExit(failures[0].exit_code)
 
 
-@main.command()
-@click.argument("data", type=FILE)
-@click.option("--out", type=FILE, required=True, help="Run folder: best.pt, last.pt, metrics.csv.")
-@click.option("--encoder", type=FILE, help="Frozen encoder's file, for method dropgen.")
-@click.option("--method", type=click.Choice(["dropgen", "erm"]), default="dropgen", show_default=True)
-@click.option("--drop", type=float, default=0.75, show_default=True, help="Share of channels dropped while training.")
-@click.option("--steps", type=int, default=1000, show_default=True)
-@click.option("--batch", type=int, default=2, show_default=True)
-@click.option("--window", type=int, nargs=3, default=(48, 48, 48), show_default=True, help="Voxels, Z Y X.")
-@click.option("--spacing-mm", type=float, nargs=3, default=(1.0, 1.0, 1.0), show_default=True, help="X Y Z.")
-@click.option("--width", type=int, default=8, show_default=True, help="Segmentor's channels at full resolution.")
-@click.option("--levels", type=int, default=4, show_default=True, help="Segmentor's downsamplings.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
-@click.option("--validate-every", type=int, default=250, show_default=True, help="Steps between checkpoints.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--init", type=FILE, help="Start from this checkpoint's weights, of a network of the same layout.")
-@click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-def train(
-    data: Path, out: Path, encoder: Path | None, init: Path | None, resume: bool, device: str, **options: object
-) -> None:  # fmt: skip
-    """Train a model on DATA (nnU-Net layout) into a run folder."""
-    _require("torch", "train")
-    from dropgen_rt.train.config import TrainConfig
-    from dropgen_rt.train.loop import train as run
-    from dropgen_rt.train.report import TrainingReport
-
-    config = TrainConfig(**options)  # type: ignore[arg-type]
-    with TrainingReport(out, config.steps, resume) as report:
-        best = run(data, out, config, encoder, resume, report, init, device)
-    click.echo(f"wrote {best}")
-
-
 @main.command("pretrain-encoder")
 @click.argument("label_maps", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Encoder file to write.")
@@ -134,12 +101,13 @@ def pretrain_encoder(
 @click.argument("prediction", type=FILE)
 @click.argument("label", type=FILE)
 @click.option("--labels", type=FILE, help="A dataset.json: its source values are merged into its labels in LABEL.")
+@click.option("--tolerance-mm", type=float, default=1.0, show_default=True, help="Of the surface Dice.")
 @click.option("-o", "--out", type=FILE, help="Write NAME.json and NAME.csv beside each other; give NAME.json.")
-def evaluate(prediction: Path, label: Path, labels: Path | None, out: Path | None) -> None:
-    """Dice per label of PREDICTION against LABEL, two label maps on one grid."""
+def evaluate(prediction: Path, label: Path, labels: Path | None, tolerance_mm: float, out: Path | None) -> None:
+    """Dice, HD95 and surface Dice per label of PREDICTION against LABEL: two label maps, or two folders of them."""
     from dropgen_rt.evaluate import evaluate_files
 
-    for line in evaluate_files(prediction, label, labels, out):
+    for line in evaluate_files(prediction, label, labels, out, tolerance_mm):
         click.echo(line)
 
 
@@ -156,6 +124,8 @@ def _require(module: str, extra: str) -> None:
 
 
 main.add_command(bench)
+main.add_command(cli_train.train)
+main.add_command(cli_train.encoders)
 
 if __name__ == "__main__":
     sys.exit(main())

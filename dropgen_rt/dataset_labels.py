@@ -20,10 +20,16 @@ PALETTE = (
 
 @dataclass(frozen=True)
 class LabelTable:
-    """``sources[i]`` holds the values that ``labels[i]`` gathers."""
+    """``sources[i]`` holds the values that ``labels[i]`` gathers; ``background`` those that mean no label."""
 
     labels: tuple[Label, ...]
     sources: tuple[tuple[int, ...], ...]
+    background: tuple[int, ...] = (0,)
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Every value that the table speaks of."""
+        return frozenset(self.background).union(*self.sources)
 
     @staticmethod
     def plain(values: Sequence[int]) -> "LabelTable":
@@ -57,11 +63,14 @@ def read_label_table(path: Path) -> LabelTable:
     """The labels of a dataset.json in either style: nnU-Net's name -> value(s), the Decathlon's "value" -> name."""
     data = read_description(path)
     pairs: list[tuple[str, tuple[int, ...]]] = []
+    background = {0}
     try:
         for key, value in data["labels"].items():
             name, values = (value, int(key)) if isinstance(value, str) else (key, value)
             gathered = tuple(int(v) for v in values) if isinstance(values, list) else (int(values),)
-            if gathered != (0,):
+            if 0 in gathered and (gathered == (0,) or name == "background"):
+                background.update(gathered)  # a list names values that are to count as background
+            else:
                 pairs.append((name, gathered))
     except (ValueError, TypeError) as error:
         raise UnreadableInputError(f'{path}: its "labels" are not name: value(s) or "value": name') from error
@@ -78,7 +87,7 @@ def read_label_table(path: Path) -> LabelTable:
             f'{path}: "colours" takes a name to [r, g, b] of 0-255, "codes" a name to [value, scheme, meaning], '
             "and no name is empty"
         ) from error
-    return LabelTable(labels, tuple(values for _, values in pairs))
+    return LabelTable(labels, tuple(values for _, values in pairs), tuple(sorted(background)))
 
 
 def read_source_rule(path: Path) -> SourceRule:

@@ -39,6 +39,10 @@ class GeometryError(InputError):
     """Size, spacing, direction or affine that no rigid voxel grid has."""
 
 
+class FaultyDatasetError(InputError):
+    """Files of a data set that cannot be trained on: the message has one line for each fault."""
+
+
 class ModelError(DropgenError):
     """A model, manifest, checkpoint or engine that cannot be used."""
 

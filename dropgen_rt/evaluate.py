@@ -1,9 +1,10 @@
-"""Dice per label of a prediction against a reference, from arrays or from files."""
+"""Dice, HD95 and normalised surface Dice per label: of two label maps, or of two folders of them."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,17 @@ from numpy.typing import NDArray
 
 from dropgen_rt.atomic import atomic_group
 from dropgen_rt.dataset_labels import LabelTable, read_label_table
-from dropgen_rt.errors import GeometryError, UnsuitableInputError, UsageError
+from dropgen_rt.errors import GeometryError, MissingInputError, UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
+from dropgen_rt.inspect_file import scan_suffix
 from dropgen_rt.scan_header import refusal
-from dropgen_rt.volume import read_label_map
+from dropgen_rt.surface import hd95_and_surface_dice
+from dropgen_rt.volume import read_label_map, stem
 
 # Two label maps are on one grid if no corner voxel lies further apart than this: float32 headers round so.
 SAME_PLACE_MM = 1e-2
+# Surfaces this close count as one in the surface Dice: about a voxel of a brain scan.
+TOLERANCE_MM = 1.0
 
 # The finest atlases have some hundred structures; a map of more values is an image whose numbers happen to be whole.
 MAX_STRUCTURES = 1000
@@ -34,43 +39,109 @@ def dice_per_label(prediction: NDArray[np.integer], reference: NDArray[np.intege
         return 2.0 * both / (voxels(prediction) + voxels(reference))
 
 
-def evaluate_files(prediction: Path, label: Path, table: Path | None, out: Path | None) -> Iterator[str]:
+@dataclass(frozen=True)
+class Score:
+    """One label of one subject. ``hd95_mm`` is infinite where one map lacks the label, all are NaN where both do."""
+
+    subject: str
+    label: str
+    value: int
+    dice: float
+    hd95_mm: float
+    surface_dice: float
+
+
+COLUMNS = tuple(item.name for item in fields(Score))
+
+
+def scores_of(
+    prediction: NDArray[np.integer],
+    reference: NDArray[np.integer],
+    table: LabelTable,
+    spacing_mm: tuple[float, float, float],
+    tolerance_mm: float,
+    subject: str,
+) -> list[Score]:
+    """A score per label of two (z, y, x) maps whose values are the table's labels; ``spacing_mm`` is (x, y, z)."""
+    dice = dice_per_label(prediction, reference, len(table.labels))
+    scores = []
+    for label, d in zip(table.labels, dice, strict=True):
+        masks = prediction == label.value, reference == label.value
+        surfaces = hd95_and_surface_dice(*masks, spacing_mm, tolerance_mm)
+        scores.append(Score(subject, label.name, label.value, float(d), *surfaces))
+    return scores
+
+
+def evaluate_files(
+    prediction: Path, label: Path, table: Path | None, out: Path | None, tolerance_mm: float = TOLERANCE_MM
+) -> Iterator[str]:
     """Lines of a table: Dice of each label of ``prediction`` against ``label``, and their mean.
 
-    Without a ``table`` the labels are the values that either map holds; ``table`` is a dataset.json whose source
-    values are merged in ``label`` first. ``out`` (NAME.json) also writes the figures there and as NAME.csv. Raises
-    InputError if a file cannot be read, is no label map, or the grids differ.
+    Without a ``table`` the labels are the values that the maps hold; ``table`` is a dataset.json whose source values
+    are merged in the labels first. Two folders are compared file by file, names in common; a prediction may end in
+    _seg. ``out`` (NAME.json) also writes Dice, HD95 and surface Dice of every subject there and as NAME.csv. Raises
+    InputError if a file cannot be read, is no label map, the grids differ, or a label has no prediction.
     """
     if out is not None and out.suffix != ".json":
         raise UsageError(f"{out}: the result file's name must end in .json")
+    pairs = _pairs(prediction, label)
+    values = _values_present([path for pair in pairs for path in pair]) if table is None else None
+    names = read_label_table(table) if table is not None else LabelTable.plain(values or [])
+    scores: list[Score] = []
+    for ours, theirs in pairs:
+        scores += _compare(ours, theirs, names, values, tolerance_mm)
+    rows = {score.label: [other for other in scores if other.label == score.label] for score in scores}
+    for name, some in rows.items():
+        line = f"{mean_of([score.dice for score in some]):.4f}  {name}"
+        if len(pairs) > 1:
+            missing = sum(np.isinf(score.hd95_mm) for score in some)
+            line += f", HD95 {mean_of([score.hd95_mm for score in some]):.2f} mm"
+            line += f", surface Dice {mean_of([score.surface_dice for score in some]):.4f}"
+            line += f", in one map only: {missing}" if missing else ""
+        yield line
+    if out is not None:
+        write_scores(out, prediction, label, scores, tolerance_mm)
+    yield f"mean Dice {mean_of([score.dice for score in scores]):.4f}"
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Of the finite values; NaN where there is none."""
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
+    if prediction.is_dir() != label.is_dir():
+        raise UsageError(f"{prediction} and {label}: one is a folder, the other is not; give two files or two folders")
+    if not prediction.is_dir():
+        return [(prediction, label)]
+    predictions = {stem(path).removesuffix("_seg"): path for path in sorted(prediction.iterdir()) if scan_suffix(path)}
+    labels = {stem(path): path for path in sorted(label.iterdir()) if scan_suffix(path)}
+    missing = sorted(set(labels) - set(predictions))
+    if missing or not labels:
+        what = f"no prediction for {', '.join(missing[:5])}" if missing else f"no label maps in {label}"
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise MissingInputError(f"{prediction}: {what}{more}; names must be alike, a prediction's may end in _seg")
+    return [(predictions[name], path) for name, path in labels.items()]
+
+
+def _compare(
+    prediction: Path, label: Path, table: LabelTable, values: list[int] | None, tolerance_mm: float
+) -> list[Score]:
+    """Scores of one subject. ``values`` are those of a plain table, in place of whose 1, 2, 3 … they are reported."""
     predicted, mine = read_label_map(prediction)
     reference, theirs = read_label_map(label)
     _check_same_grid(prediction, mine, label, theirs)
-    if table is not None:
-        names = read_label_table(table)
-        values = [item.value for item in names.labels]
-    else:
-        values = _values_present({prediction: predicted, label: reference})
-        names = LabelTable.plain(values)
-        predicted = names.merge(predicted)
-    scores = dice_per_label(predicted, names.merge(reference), len(names.labels))
-    rows = [
-        {"label": item.name, "value": value, "dice": float(d)}
-        for item, value, d in zip(names.labels, values, scores, strict=True)
-    ]
-    mean = float(np.nanmean(scores)) if not np.isnan(scores).all() else float("nan")
-    for row in rows:
-        yield f"{row['dice']:.4f}  {row['label']}"
-    if out is not None:
-        _write(out, prediction, label, rows, mean)
-    yield f"mean Dice {mean:.4f}"
+    predicted = predicted if values is None else table.merge(predicted)
+    scores = scores_of(predicted, table.merge(reference), table, theirs.spacing_mm, tolerance_mm, stem(label))
+    return scores if values is None else [replace(s, value=v) for s, v in zip(scores, values, strict=True)]
 
 
-def _values_present(maps: dict[Path, NDArray[np.integer]]) -> list[int]:
-    """The values above 0 of either map, sorted. Raises UnsuitableInputError for a map that must be something else."""
+def _values_present(paths: Sequence[Path]) -> list[int]:
+    """The values above 0 of any map, sorted. Raises UnsuitableInputError for a map that must be something else."""
     present: set[int] = set()
-    for path, array in maps.items():
-        mine = np.flatnonzero(np.bincount(array.ravel()))
+    for path in paths:
+        mine = np.flatnonzero(np.bincount(read_label_map(path)[0].ravel()))
         if len(mine) > MAX_STRUCTURES:
             given, accepted = f"{len(mine)} different values", f"a label map of up to {MAX_STRUCTURES}"
             raise refusal(UnsuitableInputError, path, given, accepted, "check that the right file was given")
@@ -78,29 +149,45 @@ def _values_present(maps: dict[Path, NDArray[np.integer]]) -> list[int]:
     return sorted(present - {0})
 
 
-def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geometry) -> None:
+def same_grid(mine: Geometry, theirs: Geometry, within_mm: float = SAME_PLACE_MM) -> bool:
+    """Whether two grids have one size and their corner voxels lie within ``within_mm`` of each other."""
     corners = np.vstack([np.zeros(3), np.diag(np.array(mine.size) - 1)])  # voxel 0 and the end of each axis
     apart = np.abs(mine.to_world(corners) - theirs.to_world(corners)).max()
-    if mine.size != theirs.size or apart > SAME_PLACE_MM:
+    return mine.size == theirs.size and bool(apart <= within_mm)
+
+
+def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geometry) -> None:
+    if not same_grid(mine, theirs):
         raise GeometryError(
             f"{prediction} ({mine.size} voxels) and {label} ({theirs.size} voxels) are not on one grid; "
             "give a prediction made from the labelled scan itself"
         )
 
 
-def _write(out: Path, prediction: Path, label: Path, rows: list[dict], mean: float) -> None:
-    # NaN is no JSON: a label that neither map holds has no Dice.
-    known = [row | {"dice": None if np.isnan(row["dice"]) else row["dice"]} for row in rows]
+def write_scores(out: Path, prediction: Path, label: Path, scores: Sequence[Score], tolerance_mm: float) -> None:
+    """NAME.json with the means and NAME.csv with every score; both or neither."""
+    labels = []
+    for value in dict.fromkeys(score.value for score in scores):
+        some = [score for score in scores if score.value == value]
+        means = {key: mean_of([getattr(score, key) for score in some]) for key in COLUMNS[3:]}
+        labels.append({"label": some[0].label, "value": value, **{key: _known(mean) for key, mean in means.items()}})
     document = {
         "prediction": prediction.name,
         "label": label.name,
-        "mean_dice": None if np.isnan(mean) else mean,
-        "labels": known,
+        "subjects": len({score.subject for score in scores}),
+        "tolerance_mm": tolerance_mm,
+        "mean_dice": _known(mean_of([score.dice for score in scores])),
+        "labels": labels,
     }
     table = io.StringIO()
-    writer = csv.DictWriter(table, ("label", "value", "dice"), lineterminator="\n")
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(asdict(score) for score in scores)
     with atomic_group([out, out.with_suffix(".csv")]) as (json_file, csv_file):
         json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         csv_file.write_text(table.getvalue(), encoding="utf-8")
+
+
+def _known(value: float) -> float | None:
+    """NaN is no JSON: a label that no map holds has no score."""
+    return value if np.isfinite(value) else None

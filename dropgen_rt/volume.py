@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,22 +254,45 @@ def _checked_geometry(
         raise GeometryError(f"{path}: {error}; export the scan again") from error
 
 
+class _Silence:
+    """Standard error of the whole process led away while any thread is inside; the last one out brings it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.kept = threading.Lock(), 0, -1
+
+    def enter(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside > 1:
+                return
+            try:
+                sys.stderr.flush()
+                self.kept = os.dup(2)
+            except (OSError, AttributeError):  # a service may run without stderr
+                self.kept = -1
+                return
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside and self.kept >= 0:
+                os.dup2(self.kept, 2)
+                os.close(self.kept)
+
+
+_SILENCE = _Silence()
+
+
 @contextmanager
 def _without_chatter() -> Iterator[None]:
     """The C++ libraries below SimpleITK print to stderr whatever it is told; the exception says enough."""
+    _SILENCE.enter()
     try:
-        sys.stderr.flush()
-        kept = os.dup(2)
-    except (OSError, AttributeError):  # a service may run without stderr
         yield
-        return
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    finally:
+        _SILENCE.leave()
 
 
 def _check_unchanged(path: Path, header: RawHeader, geometry: Geometry) -> None:

@@ -13,7 +13,7 @@ def fuse(network: DropGen) -> DropGen:
     fused = copy.deepcopy(network).eval()
     fused.drop = nn.Identity()  # type: ignore[assignment]
     for unet in (fused.segmentor, fused.encoder):
-        if unet is not None:
+        if isinstance(unet, UNet):  # MONAI's networks keep their norms as they are
             _fold_batch_norms(unet)
     return fused
 

@@ -72,7 +72,7 @@ def test_every_verb_on_real_scans(built: Path, monkeypatch: pytest.MonkeyPatch, 
     scores = json.loads((tmp_path / "dice.json").read_text())
     assert last == f"mean Dice {scores['mean_dice']:.4f}"
     metrics = (built / "run" / "metrics.csv").read_text().splitlines()
-    assert metrics[0] == "step,seconds,loss,dice"
+    assert metrics[0] == "step,seconds,samples_per_s,loss,dice"
     assert metrics[-1].startswith("24,")
 
 

@@ -81,15 +81,56 @@ def test_json_and_csv_are_written(tmp_path):
     assert document["prediction"] == "NaN_p.nii.gz"
     assert document["mean_dice"] == pytest.approx((2 / 3 + 1) / 2)
     assert document["labels"] == [
-        {"label": "label 1", "value": 1, "dice": pytest.approx(2 / 3)},
-        {"label": "label 2", "value": 2, "dice": None},
-        {"label": "label 3", "value": 3, "dice": 1.0},
+        {
+            "label": "label 1",
+            "value": 1,
+            "dice": pytest.approx(2 / 3),
+            "hd95_mm": pytest.approx(0.95),
+            "surface_dice": 1,
+        },
+        {"label": "label 2", "value": 2, "dice": None, "hd95_mm": None, "surface_dice": None},
+        {"label": "label 3", "value": 3, "dice": 1.0, "hd95_mm": 0, "surface_dice": 1},
     ]
     with (tmp_path / "result.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == ["label 1", "label 2", "label 3"]
     assert float(rows[0]["dice"]) == pytest.approx(2 / 3)
     assert math.isnan(float(rows[1]["dice"]))
+
+
+def folders(tmp_path, predictions, labels):
+    for name, files in (("p", predictions), ("l", labels)):
+        (tmp_path / name).mkdir()
+        for file, array in files.items():
+            write(tmp_path / name / f"{file}.nii.gz", array)
+    return tmp_path / "p", tmp_path / "l"
+
+
+def test_two_folders_are_compared_subject_by_subject(tmp_path):
+    predictions = {"a_seg": line(1, 1, 0, 0), "b": line(1, 0, 2, 0), "extra": line(1)}
+    pair = folders(tmp_path, predictions, {"a": line(1, 1, 0, 2), "b": line(0, 1, 2, 0)})
+    lines = list(evaluate_files(*pair, None, tmp_path / "out.json"))
+    assert lines == [
+        "0.5000  label 1, HD95 0.50 mm, surface Dice 1.0000",
+        "0.5000  label 2, HD95 0.00 mm, surface Dice 0.5000, in one map only: 1",
+        "mean Dice 0.5000",
+    ]
+    with (tmp_path / "out.csv").open() as file:
+        rows = [
+            (row["subject"], row["label"], float(row["dice"]), float(row["hd95_mm"])) for row in csv.DictReader(file)
+        ]
+    assert rows == [
+        ("a", "label 1", 1, 0), ("a", "label 2", 0, math.inf), ("b", "label 1", 0, 1), ("b", "label 2", 1, 0),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "out.json").read_text())["subjects"] == 2
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    pair = folders(tmp_path, {"a": line(1)}, {"a": line(1), "b": line(1)})
+    with pytest.raises(MissingInputError, match="no prediction for b; names must be alike"):
+        list(evaluate_files(*pair, None, None))
+    with pytest.raises(UsageError, match="one is a folder, the other is not"):
+        list(evaluate_files(pair[0], pair[1] / "a.nii.gz", None, None))
 
 
 def test_two_empty_maps_have_no_mean(tmp_path):

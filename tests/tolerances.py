@@ -44,6 +44,18 @@ REORIENTED_DICE = 0.995
 # the phantom climbs by 100 / 10 * 0.61 per mm.
 NEAREST_PHANTOM = 5.5
 
+# Weights after four steps in two processes against one, absolute: sums over the batch are taken in another order,
+# and AdamW divides each gradient by its own size, so that the rounding of a gradient near zero moves its weight by a
+# good part of a learning rate (1e-3). Measured 2e-4; with each process' own batch statistics 2e-2.
+TWO_PROCESSES = 1e-3
+
+# Distances between voxel centres, mm: SimpleITK takes the root in float32 of sums that SciPy takes in float64.
+SURFACE_MM = 1e-4
+
+# The same where instance norms take the mean away, which the rounding does not leave with: against our network in
+# float64 the recorded fp32 outputs are themselves off by 1.6e-5 (features after the norm) and 1.3e-5 (anatomix-dev).
+NORMALISED_ORACLE = 4e-5
+
 # Positions of a DICOM series against its ground-truth NIfTI, mm: float32 headers of directions, over 240 mm, and
 # an enhanced image whose slices lie 5e-4 mm off a straight line.
 DICOM_GROUND_TRUTH_MM = 1e-3

@@ -1,5 +1,6 @@
 """Checkpoints: plain values and tensors only, so that ``weights_only=True`` always suffices to load them."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ ENCODER_FORMAT = "dropgen-rt encoder 1"
 
 
 def save(path: Path, content: dict[str, Any], kind: str = FORMAT) -> None:
-    """Write a checkpoint so that it appears whole or not at all."""
+    """Write a checkpoint so that it appears whole or not at all. Raises OutputError, on a full disk too."""
+    # Through memory: PyTorch's own writer tells of a full disk as of an error in its C++ streams.
+    buffer = io.BytesIO()
+    torch.save({"format": kind, **content}, buffer)
     with atomic_path(path) as temporary:
-        torch.save({"format": kind, **content}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load(path: Path, kind: str = FORMAT) -> dict[str, Any]:
@@ -32,10 +36,11 @@ def load(path: Path, kind: str = FORMAT) -> dict[str, Any]:
     return content
 
 
-def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any]) -> None:
-    """Write an encoder with the configuration that rebuilds it and a note of where it came from."""
+def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any], *, half: bool = True) -> None:
+    """Write an encoder with the configuration that rebuilds it and a note of where it came from; ``half`` its size."""
     state = {
-        key: (value.half() if value.is_floating_point() else value).cpu() for key, value in encoder.state_dict().items()
+        key: (value.half() if half and value.is_floating_point() else value).cpu()
+        for key, value in encoder.state_dict().items()
     }
     save(path, {"config": vars(encoder.config), "state": state, "provenance": provenance}, ENCODER_FORMAT)
 

@@ -1,9 +1,55 @@
-"""One frozen description of a training run; checked when made, stored in every checkpoint."""
+"""One frozen description of a training run; checked when made, stored in every checkpoint and as TOML in the run."""
 
-from dataclasses import asdict, dataclass
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from dropgen_rt.errors import UsageError
+from dropgen_rt.atomic import atomic_path
+from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.network import METHODS, Method
+from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
+
+LossKind = Literal["dice_ce", "dice_focal", "tversky"]
+LOSSES: tuple[LossKind, ...] = ("dice_ce", "dice_focal", "tversky")
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
+AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Each kind happens with ``probability``; the ranges are the reference's. Zero or 1 … 1 switches a kind off.
+
+    ``flip_axes`` (of the oriented scan: x is left-right in LPS) and ``quarter_turns`` (in the x-y plane) are
+    off, because they are right only where no label is of one side.
+    """
+
+    probability: float = 0.33
+    rotation_degrees: float = 45.0
+    shear: float = 0.2
+    scale: float = 0.2
+    zoom: tuple[float, float] = (0.25, 1.0)
+    noise: float = 0.05
+    bias_field: tuple[float, float] = (0.0, 0.1)
+    gibbs: tuple[float, float] = (0.0, 0.33)
+    gamma: tuple[float, float] = (0.5, 2.0)
+    smooth_voxels: tuple[float, float] = (0.25, 1.0)
+    sharpen: bool = True
+    flip_axes: tuple[str, ...] = ()
+    quarter_turns: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise UsageError(f"augment.probability {self.probability}: accepted is a number from 0 to 1")
+        if not set(self.flip_axes) <= set(AXES):
+            raise UsageError(f"augment.flip_axes {list(self.flip_axes)}: accepted are {', '.join(AXES)}")
+        for name in ("zoom", "bias_field", "gibbs", "gamma", "smooth_voxels"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise UsageError(f"augment.{name} {low, high}: accepted are two numbers from 0 up, the smaller first")
 
 
 @dataclass(frozen=True)
@@ -11,7 +57,7 @@ class TrainConfig:
     """All choices of a run. Defaults suit small data on a CPU; the paper's values stand in the comments."""
 
     steps: int = 1000  # paper: 250 000
-    batch: int = 2  # paper: 4
+    batch: int = 2  # paper: 4; over all processes together
     window: tuple[int, int, int] = (48, 48, 48)  # (z, y, x) voxels
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (x, y, z)
     orientation: str = "LPS"
@@ -24,18 +70,163 @@ class TrainConfig:
     gradient_clip: float = 1.0
     validate_every: int = 250  # paper: 1 000
     seed: int = 0
+    segmentor: SegmentorKind = "unet"
+    loss: LossKind = "dice_ce"
+    precision: Precision = "auto"  # bf16 on a GPU, fp32 on a CPU; paper: bf16
+    compile: bool = False
+    subjects: int = 0  # training cases drawn at random by the seed; 0 takes all
+    intensity: Intensity = field(default_factory=Intensity)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"method {self.method!r}: accepted are {', '.join(METHODS)}")
+        self._check_choices()
         if not 0 <= self.drop < 1:
             raise UsageError(f"drop {self.drop}: accepted is a number from 0 up to, not including, 1")
         if min(self.steps, self.batch, self.width, self.levels, self.validate_every) < 1:
             raise UsageError("steps, batch, width, levels and validate_every must be at least 1")
+        if self.subjects < 0:
+            raise UsageError(f"subjects {self.subjects}: accepted are 0 (all) and up")
+        if len(self.window) != 3 or len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise UsageError(f"window {self.window}, spacing_mm {self.spacing_mm}: three voxel counts, three lengths")
         stride = 2**self.levels
-        if any(edge % stride for edge in self.window):
+        if any(edge % stride or edge < 1 for edge in self.window):
             raise UsageError(f"window {self.window}: with this segmentor, edges are multiples of {stride}")
+
+    def _check_choices(self) -> None:
+        for name, accepted in CHOICES.items():
+            if getattr(self, name) not in accepted:
+                raise UsageError(f"{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
+
+    @property
+    def channel_drop(self) -> float:
+        """The dropout that the method has: ``drop`` for dropgen, none for the others."""
+        return self.drop if self.method == "dropgen" else 0.0
 
     def summary(self) -> dict[str, object]:
         """Plain JSON types, for checkpoints and the manifest."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    def save(self, path: Path) -> None:
+        """Write the config as TOML, such as ``read_toml`` takes."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(to_toml(self.summary()), encoding="utf-8")
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS, "segmentor": SEGMENTORS, "loss": LOSSES, "precision": PRECISIONS,
+}  # fmt: skip
+
+# What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"steps": 3000, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3},
+    "edge": {
+        "steps": 40_000, "batch": 4, "window": (96, 96, 96), "width": 12, "levels": 4, "learning_rate": 5e-4,
+        "validate_every": 1000, "precision": "bf16",
+    },
+    "paper": {
+        "steps": 250_000, "batch": 4, "window": (128, 128, 128), "width": 20, "levels": 5, "learning_rate": 2e-4,
+        "validate_every": 1000, "precision": "bf16",
+    },
+}  # fmt: skip
+
+
+def build_config(*layers: Mapping[str, Any]) -> TrainConfig:
+    """A config from layers of options, a later one over an earlier; nested tables are merged.
+
+    Raises UsageError for an unknown name or a value of the wrong kind.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    config: TrainConfig = _made(TrainConfig(), merged, "")
+    return config
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            inner = dict(into.get(key, {}))
+            _merge(inner, value)
+            into[key] = inner
+        else:
+            into[key] = value
+
+
+def _made(default: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    known = {item.name: getattr(default, item.name) for item in fields(default)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UsageError(f"{prefix}{unknown[0]}: no such option; accepted are {', '.join(prefix + k for k in known)}")
+    try:
+        return replace(default, **{key: _typed(known[key], value, prefix + key) for key, value in values.items()})
+    except DropgenError as error:
+        raise UsageError(str(error)) from error
+
+
+def _typed(default: Any, value: Any, name: str) -> Any:
+    """``value`` as the kind that the default has; TOML and the command line know no tuples."""
+    if is_dataclass(default):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{name} {value!r}: accepted is a table, such as {name}.{fields(default)[0].name} = …")
+        return _made(default, value, name + ".")
+    if isinstance(default, tuple):
+        if not isinstance(value, (list, tuple)) or (default and len(value) != len(default)):
+            raise UsageError(f"{name} {value!r}: accepted is a list of {len(default) or 'any number of'} values")
+        return tuple(_typed(default[0], item, name) if default else str(item) for item in value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise UsageError(f"{name} {value!r}: accepted is a value such as {default!r}")
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The options of a TOML file. Raises MissingInputError or UsageError."""
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file; give a config.toml, such as a run folder holds")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error})") from error
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["augment.noise=0.1"]`` as nested options; a value is TOML, a bare word a string. Raises UsageError."""
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
+            raise UsageError(f"--set {assignment}: accepted is NAME=VALUE, such as augment.noise=0.1")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        _merge(options, value)
+    return options
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """Numbers, texts, switches and lists of them, and one level of tables: all that a config holds."""
+    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += ["", f"[{key}]", *(f"{inner} = {_toml(item)}" for inner, item in value.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

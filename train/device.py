@@ -18,6 +18,17 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def autocast(device: torch.device) -> AbstractContextManager:
-    """bf16 arithmetic on a GPU, as published; fp32 on a CPU, where bf16 is slower unless the CPU has it built in."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def half_of(device: torch.device, precision: str) -> torch.dtype | None:
+    """The type that a "precision" computes convolutions in, None for fp32.
+
+    "auto" is bf16 on a GPU, as published, and fp32 on a CPU, where bf16 is slower unless the CPU has it built in.
+    """
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """Arithmetic in ``half_of(device, precision)``."""
+    half = half_of(device, precision)
+    return torch.autocast(device.type, half, enabled=half is not None)

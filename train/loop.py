@@ -1,41 +1,60 @@
-"""The training loop: AdamW with cosine decay on Dice + cross-entropy, validated by the inference road itself."""
+"""The training loop: AdamW with cosine decay, validated by the inference road itself."""
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dropgen_rt.console import Console
 from dropgen_rt.errors import DropgenError, UsageError
 from dropgen_rt.evaluate import dice_per_label
 from dropgen_rt.kernels import Normalisation
-from dropgen_rt.manifest import Intensity
 from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.train import checkpoint
+from dropgen_rt.train.assemble import (
+    load_network,
+    make_network,
+    make_sampler,
+    prepared_cases,
+    start_from,
+    validation_set,
+)
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.dataset import Dataset, read_case, read_dataset
-from dropgen_rt.train.device import autocast, choose_device
-from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild
-from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
+from dropgen_rt.train.dataset import Dataset, read_dataset
+from dropgen_rt.train.device import autocast, choose_device, half_of
+from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
+from dropgen_rt.train.losses import make_loss
+from dropgen_rt.train.network import DropGen
+from dropgen_rt.train.prepare import made_folder
+from dropgen_rt.train.samples import Sampler, ScanSampler
 from dropgen_rt.train.synthesis import RandomSource
 from dropgen_rt.windows import WindowPlan
 
+__all__ = ["Report", "Run", "load_network", "torch_infer", "train", "validate"]
+
 Report = Callable[[dict[str, object]], None]
-# Validation of synthetic data: this many fixed crops of the held-out label maps.
-SYNTHETIC_VALIDATION_CROPS = 12
+Batch = tuple[Tensor, Tensor]
+# What a resumed run may change: none of it changes what the network is or which samples it sees.
+CHANGEABLE = frozenset({"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile"})
+# Batches drawn ahead on a GPU machine: enough to hide one slow crop.
+AHEAD = 4
 
 
 @contextmanager
 def fast_cpu() -> Iterator[None]:
     """All cores, and no denormal numbers, which slow a CPU's convolutions manyfold; both as before afterwards."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1))
     torch.set_flush_denormal(True)
     try:
         yield
@@ -54,186 +73,224 @@ def train(
     report: Report,
     init: Path | None = None,
     device: str = "cpu",
+    *,
+    split: Path | None = None,
+    cache: Path | None = None,
+    workers: int | None = None,
+    console: Console | None = None,
 ) -> Path:
     """Train on ``data`` into the run folder ``out``; returns the best checkpoint's path.
 
     ``report`` is called after each step with step, loss, and after validation with Dice. With ``resume``
     the run goes on from ``out/last.pt``; ``init`` is a checkpoint of a like network whose weights it starts
     from instead of random ones. ``device`` is "auto", "cpu" or "cuda"; synthesised images are drawn there
-    too. Raises InputError, UsageError, ModelError, ResourceError, or DropgenError on NaN.
+    too. ``split`` is a table of cases, ``cache`` the folder of prepared cases. Under torchrun the batch is
+    divided among the processes. Raises InputError, UsageError, ModelError, ResourceError, or DropgenError on NaN.
     """
     place = choose_device(device)
-    dataset = read_dataset(data)
-    intensity = Intensity()
-    torch.manual_seed(config.seed)
-    network = _network(dataset, config, encoder)
-    if init is not None:
-        _start_from(init, network)
-    network.to(place, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(
-        [p for p in network.parameters() if p.requires_grad], config.learning_rate, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
-    out.mkdir(parents=True, exist_ok=True)
-    first, best = 0, -1.0
-    if resume and (out / "last.pt").is_file():
-        first, best = _resume(out / "last.pt", network, optimiser, schedule, config)
-    sampler = _sampler(dataset, config, intensity, place)
-    validation = _validation_set(dataset, config, intensity)
-    loss_of = DiceCELoss(softmax=True, include_background=False, to_onehot_y=True, batch=True)
-    network.train()
-    for step, image, target in _batches(sampler, config, first, place):
-        # Seeded per step, so that the dropped channels too are those of an unbroken run.
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        with autocast(place):
-            logits = network(image.contiguous(memory_format=torch.channels_last_3d))
-        loss = loss_of(logits.float(), target)
-        _refuse_infinite(loss, step, out)
-        _descend(loss, network, optimiser, config)
-        schedule.step()
-        row: dict[str, object] = {"step": step + 1, "loss": loss.item()}
-        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            dice = validate(network, validation, config)
-            row["dice"] = float(np.nanmean(dice))
-            content = _content(network, dataset, config, intensity, step + 1, [float(d) for d in dice])
-            if row["dice"] > best:  # type: ignore[operator]
-                best = float(np.nanmean(dice))
-                checkpoint.save(out / "best.pt", content)
-            state = {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "best": best}
-            checkpoint.save(out / "last.pt", {**content, **state})
-        report(row)
+    with ranks_of_environment(place.type) as ranks:
+        dataset = read_dataset(data, split)
+        torch.manual_seed(config.seed)
+        network = make_network(dataset, config, encoder)
+        if init is not None:
+            start_from(init, network)
+        share_batch_norms(network, ranks)
+        network.to(place, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        run = Run(network, dataset, config, made_folder(out), ranks, place)
+        if resume and (out / "last.pt").is_file():
+            run.resume()
+        training, validation = prepared_cases(data, dataset, config, cache, workers, ranks, console or Console(True))
+        if not run.step:
+            run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
+        if ranks.first:
+            config.save(out / "config.toml")
+        run.go(make_sampler(dataset, config, training, place), validation_set(dataset, config, validation), report)
     return out / "best.pt"
 
 
-def _network(dataset: Dataset, config: TrainConfig, encoder_path: Path | None) -> DropGen:
-    channels = len(dataset.channels)
-    if config.method == "erm":
-        if encoder_path is not None:
-            raise UsageError("method 'erm' takes no encoder; leave --encoder out or choose --method dropgen")
-        encoder, features = None, 0
-    else:
-        if encoder_path is None:
-            raise UsageError("method 'dropgen' needs an encoder; name its file with --encoder")
-        encoder = checkpoint.load_encoder(encoder_path)
-        features = encoder.config.out_channels * channels
-    classes = len(dataset.labels) + 1
-    segmentor = UNetConfig(channels + features, classes, config.width, config.levels, padding_mode="zeros")
-    network = DropGen(segmentor, encoder.config if encoder else None, config.drop, config.method)
-    if network.encoder is not None and encoder is not None:
-        network.encoder.load_state_dict(encoder.state_dict())
-    return network
+class Run:
+    """The state of one training: network, optimiser, step and best Dice; what ``last.pt`` holds."""
 
+    def __init__(
+        self, network: DropGen, dataset: Dataset, config: TrainConfig, out: Path, ranks: Ranks, device: torch.device
+    ) -> None:
+        self.network, self.dataset, self.config, self.out = network, dataset, config, out
+        self.ranks, self.device = ranks, device
+        self.step, self.best = 0, -1.0
+        self.dice: list[float] = []
+        self.loss = make_loss(config.loss)
+        self.optimiser = torch.optim.AdamW(
+            [p for p in network.parameters() if p.requires_grad], config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half_of(device, config.precision) == torch.float16)
 
-def _sampler(dataset: Dataset, config: TrainConfig, intensity: Intensity, device: torch.device) -> Sampler:
-    if dataset.synthesis is not None:
-        return SyntheticSampler(dataset.training, dataset, config, device)
-    return ScanSampler(dataset.training, dataset, config, intensity)
+    def resume(self) -> None:
+        """Take up ``out/last.pt``. Raises ModelError, or UsageError if it was trained with other options."""
+        path = self.out / "last.pt"
+        content = checkpoint.load(path)
+        changed = _changed(content["config"], self.config.summary())
+        if changed:
+            raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
+        self.network.load_state_dict(content["state"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        for group in self.optimiser.param_groups:
+            group["weight_decay"] = self.config.weight_decay
+        self.scaler.load_state_dict(content["scaler"])
+        self.step, self.best = int(content["progress"]["step"]), float(content["best"])
 
+    def go(self, sampler: Sampler, validation: list[tuple[NDArray, NDArray]], report: Report) -> None:
+        """All steps that are left. Raises DropgenError where loss or gradient is not finite."""
+        config = self.config
+        forward = parallel(self.network, self.ranks)
+        if config.compile:
+            forward = torch.compile(forward)  # type: ignore[assignment]
+        self.network.train()
+        for image, target in _batches(sampler, config, self.step, self.ranks, self.device):
+            # Seeded per step, so that the dropped channels too are those of an unbroken run.
+            torch.manual_seed((config.seed * 1_000_003 + self.step) * self.ranks.world + self.ranks.rank)
+            loss = self._step(forward, image, target)
+            self.step += 1
+            row: dict[str, object] = {"step": self.step, "loss": loss}
+            if self.step % config.validate_every == 0 or self.step == config.steps:
+                start = time.perf_counter()
+                dice = validate(self.network, validation, config, self.ranks)
+                self.dice = [float(d) for d in dice]
+                self._save(float(np.nanmean(dice)))
+                row.update(
+                    dice=float(np.nanmean(dice)), dice_per_label=self.dice, validation_s=time.perf_counter() - start
+                )
+            report(row)
 
-def _refuse_infinite(loss: Tensor, step: int, out: Path) -> None:
-    if not torch.isfinite(loss):
-        raise DropgenError(
-            f"step {step}: the loss is {loss.item()}; {out / 'last.pt'} is the last sound state, resume it "
-            "with a smaller --learning-rate"
+    def _step(self, forward: Callable[[Tensor], Tensor], image: Tensor, target: Tensor) -> float:
+        config = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = cosine(config.learning_rate, self.step, config.steps)
+        with autocast(self.device, config.precision):
+            logits = forward(image.contiguous(memory_format=torch.channels_last_3d))
+        # The loss sums over all voxels of a batch: half a precision's digits would not do.
+        loss = self.loss(gather_batch(logits.float(), self.ranks), gather_batch(target, self.ranks))
+        if not torch.isfinite(loss):
+            raise self._unsound(f"the loss is {loss.item()}")
+        self.optimiser.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # the scaler passes over such steps itself
+            raise self._unsound(f"the gradient's norm is {norm.item()}")
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return loss.item()
+
+    def _unsound(self, what: str) -> DropgenError:
+        return DropgenError(
+            f"step {self.step}: {what}; {self.out / 'last.pt'} is the last sound state, resume it with a smaller "
+            "--learning-rate"
         )
 
+    def _save(self, dice: float) -> None:
+        """``best.pt`` where this is the best so far, then ``last.pt``."""
+        improved = dice > self.best or not (self.out / "best.pt").is_file()
+        self.best = max(self.best, dice) if not math.isnan(dice) else self.best
+        if self.ranks.first and improved:
+            checkpoint.save(self.out / "best.pt", self._content())
+        self.save_last()
 
-def _descend(loss: Tensor, network: DropGen, optimiser: torch.optim.Optimizer, config: TrainConfig) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-    optimiser.step()
+    def save_last(self) -> None:
+        """``last.pt``: all that is needed to go on. The first process writes, the others wait."""
+        if self.ranks.first:
+            state = {"optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict(), "best": self.best}
+            checkpoint.save(self.out / "last.pt", {**self._content(), **state})
+        self.ranks.wait()
+
+    def _content(self) -> dict[str, object]:
+        dataset = self.dataset
+        return {
+            "network": self.network.description(),
+            "state": {key: value.contiguous().cpu() for key, value in self.network.state_dict().items()},
+            "labels": [asdict(label) for label in dataset.labels],
+            "dataset": {"name": dataset.name, "notice": dataset.notice, "channels": list(dataset.channels)},
+            "source": asdict(dataset.source),
+            "intensity": asdict(self.config.intensity),
+            "config": self.config.summary(),
+            "progress": {"step": self.step, "validation_dice": self.dice},
+        }
 
 
-def _batches(
-    sampler: Sampler, config: TrainConfig, first: int, device: torch.device
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(step, images (b, 1, z, y, x), targets (b, 1, z, y, x)), on the device.
+def cosine(peak: float, step: int, steps: int) -> float:
+    """The learning rate of ``step``: from ``peak`` along half a cosine to 0 after ``steps``."""
+    return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
-    Drawn between the steps, not beside them: on the CPU both would want all cores, and together are slower.
+
+def _changed(before: dict, now: dict) -> str:
+    """Names of the options that a resumed run must not change and that differ."""
+    names = sorted({*before, *now} - CHANGEABLE)
+    return ", ".join(name for name in names if before.get(name) != now.get(name))
+
+
+def _batches(sampler: Sampler, config: TrainConfig, first: int, ranks: Ranks, device: torch.device) -> Iterator[Batch]:
+    """Images (b, c, z, y, x) and targets (b, 1, z, y, x) on the device: this process's part of each batch.
+
+    On the CPU drawn between the steps: beside them both would want all cores, and together are slower. On a
+    GPU machine crops of scans are drawn ahead, in threads.
     """
-    for step in range(first, config.steps):
-        sources = (RandomSource.seeded(config.seed, step, i, device=device) for i in range(config.batch))
+
+    def draw(step: int) -> Batch:
+        sources = (RandomSource.seeded(config.seed, step, i, device=device) for i in ranks.share(config.batch))
         images, targets = zip(*(sampler.draw(source) for source in sources), strict=True)
-        yield step, torch.stack(images).to(device), torch.stack(targets)[:, None].to(device)
+        return torch.stack(images), torch.stack(targets)[:, None]
+
+    steps = range(first, config.steps)
+    drawn: Iterator[Batch] = map(draw, steps)
+    if device.type == "cuda" and isinstance(sampler, ScanSampler):
+        drawn = _ahead(draw, steps)
+    for image, target in drawn:
+        yield image.to(device), target.to(device)
 
 
-def _validation_set(dataset: Dataset, config: TrainConfig, intensity: Intensity) -> list[tuple[NDArray, NDArray]]:
-    if dataset.synthesis is None:
-        return [read_case(case, dataset, config, intensity) for case in dataset.validation]
-    sampler = SyntheticSampler(dataset.validation, dataset, config)
-    draws = (sampler.draw(RandomSource.seeded(config.seed, 1 << 40, i)) for i in range(SYNTHETIC_VALIDATION_CROPS))
-    return [(image.numpy(), target.numpy()) for image, target in draws]
+def _ahead(draw: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
+    """``map(draw, steps)`` by threads that are AHEAD steps before the caller."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting = [pool.submit(draw, step) for step in steps[:AHEAD]]
+        try:
+            for step in steps:
+                if step + AHEAD < steps.stop:
+                    waiting.append(pool.submit(draw, step + AHEAD))
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def validate(network: DropGen, cases: list[tuple[NDArray, NDArray]], config: TrainConfig) -> NDArray[np.float64]:
-    """(labels,) mean Dice over ``cases`` by the runtime's own sliding window; NaN where no case has the label."""
+def validate(
+    network: DropGen, cases: list[tuple[NDArray, NDArray]], config: TrainConfig, ranks: Ranks | None = None
+) -> NDArray[np.float64]:
+    """(labels,) mean Dice over ``cases`` by the runtime's own sliding window; NaN where no case has the label.
+
+    Several processes divide the cases among them and all get the whole result.
+    """
+    ranks = ranks or Ranks()
     network.eval()
     labels = network.segmentor.config.out_channels - 1
+    infer = torch_infer(network, config.precision)
     scores = []
-    for image, target in cases:
+    for image, target in cases[ranks.rank :: ranks.world]:
         plan = WindowPlan.cover(target.shape, config.window, 0.5)
-        sums, totals = slide(image, plan, Normalisation.identity(len(image)), torch_infer(network), labels + 1)
+        image = np.ascontiguousarray(image)  # a memory-mapped one is read here
+        sums, totals = slide(image, plan, Normalisation.identity(len(image)), infer, labels + 1)
         scores.append(dice_per_label(argmax_labels(sums, totals), target, labels))
     network.train()
-    table = np.array(scores)
+    table = np.array([row for part in ranks.gather(scores) for row in part])
     with np.errstate(invalid="ignore"):
         return np.where(np.isnan(table).all(0), np.nan, np.nansum(table, 0) / (~np.isnan(table)).sum(0))
 
 
-def torch_infer(network: DropGen) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+def torch_infer(network: DropGen, precision: str = "auto") -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """The network as the engines' ``infer``: (b, c, z, y, x) float32 -> logits (b, k, z, y, x) float32."""
-
     device = next(network.parameters()).device
 
     def infer(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad(), autocast(device):
+        with torch.no_grad(), autocast(device, precision):
             image = torch.from_numpy(batch).to(device).contiguous(memory_format=torch.channels_last_3d)
             return network(image).float().contiguous().cpu().numpy()
 
     return infer
-
-
-def _start_from(path: Path, network: DropGen) -> None:
-    content = checkpoint.load(path)
-    if content["network"] | {"drop": 0} != network.description() | {"drop": 0}:
-        raise UsageError(f"{path}: a network of another layout; give the same --width, --levels and labels")
-    network.load_state_dict(content["state"])
-
-
-def _content(
-    network: DropGen, dataset: Dataset, config: TrainConfig, intensity: Intensity, step: int, dice: list[float]
-) -> dict[str, object]:
-    return {
-        "network": network.description(),
-        "state": {key: value.contiguous().cpu() for key, value in network.state_dict().items()},
-        "labels": [asdict(label) for label in dataset.labels],
-        "dataset": {"name": dataset.name, "notice": dataset.notice, "channels": list(dataset.channels)},
-        "source": asdict(dataset.source),
-        "intensity": asdict(intensity),
-        "config": config.summary(),
-        "progress": {"step": step, "validation_dice": dice},
-    }
-
-
-def _resume(
-    path: Path, network: DropGen, optimiser: torch.optim.Optimizer, schedule: object, config: TrainConfig
-) -> tuple[int, float]:
-    content = checkpoint.load(path)
-    if content["config"] != config.summary():
-        raise UsageError(f"{path}: was trained with other options; give the same ones, or another --out")
-    network.load_state_dict(content["state"])
-    optimiser.load_state_dict(content["optimiser"])
-    schedule.load_state_dict(content["schedule"])  # type: ignore[attr-defined]
-    return int(content["progress"]["step"]), float(content["best"])
-
-
-def load_network(path: Path) -> tuple[DropGen, dict]:
-    """The trained network in evaluation mode and the checkpoint's other content."""
-    content = checkpoint.load(path)
-    network = rebuild(content["network"])
-    network.load_state_dict(content["state"])
-    return network.eval(), content
-
-
-__all__ = ["UNet", "load_network", "torch_infer", "train", "validate"]

@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Method = Literal["dropgen", "erm"]
-METHODS: tuple[Method, ...] = ("dropgen", "erm")
+from dropgen_rt.train.segmentors import MonaiConfig, MonaiSegmentor
+
+Method = Literal["dropgen", "erm", "features", "concat"]
+METHODS: tuple[Method, ...] = ("dropgen", "erm", "features", "concat")
 
 # The feature normalisation's epsilon of the reference; part of the model's definition, not a tuning knob.
 INSTANCE_NORM_EPS = 1e-5
@@ -143,36 +145,43 @@ class DropGen(nn.Module):
     """``segmentor(dropout3d(concat[image, instance_norm(encoder(image))]))``; the encoder never learns.
 
     Dropout takes whole channels, the image's own included, and only while training; survivors are scaled
-    by ``1 / (1 - drop)``. With ``method="erm"`` there is no encoder and no dropout: the baseline.
+    by ``1 / (1 - drop)``. Methods: "dropgen"; "concat", the same without dropout; "features", without the
+    image and without dropout; "erm", the image alone, without encoder and dropout: the baseline.
     (batch, channels, z, y, x) float -> logits (batch, classes, z, y, x) float.
     """
 
     def __init__(
-        self, segmentor: UNetConfig, encoder: UNetConfig | None, drop: float = 0.75, method: Method = "dropgen"
+        self,
+        segmentor: UNetConfig | MonaiConfig,
+        encoder: UNetConfig | None,
+        drop: float = 0.75,
+        method: Method = "dropgen",
     ) -> None:
         super().__init__()
-        if (encoder is not None) != (method == "dropgen"):
-            raise ValueError(f"method {method!r} {'needs' if method == 'dropgen' else 'takes no'} encoder")
+        if (encoder is not None) != (method != "erm"):
+            raise ValueError(f"method {method!r} {'takes no' if method == 'erm' else 'needs an'} encoder")
         self.method = method
-        self.drop = nn.Dropout3d(drop)
-        self.segmentor = UNet(segmentor)
+        self.drop = nn.Dropout3d(drop if method == "dropgen" else 0.0)
+        self.segmentor = UNet(segmentor) if isinstance(segmentor, UNetConfig) else MonaiSegmentor(segmentor)
         self.encoder = UNet(encoder) if encoder is not None else None
         if self.encoder is not None:
             self.encoder.requires_grad_(False)
             features = self.encoder.config.out_channels
-            # c images make c * (1 + features) channels
-            self._start_from_the_image(segmentor.in_channels // (1 + features))
+            if method != "features":
+                # c images make c * (1 + features) channels
+                self._start_from_the_image(segmentor.in_channels // (1 + features))
             self.feature_norm = nn.InstanceNorm3d(self.encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
 
     def _start_from_the_image(self, images: int) -> None:
-        """Zero the first layer's feature weights: the segmentor begins as the image's own and takes features in.
+        """Zero the first layers' feature weights: the segmentor begins as the image's own and takes features in.
 
         Sixteen standardised features otherwise drown one image, and a short training sees little but them.
         """
-        first = self.segmentor.model[0]
-        assert isinstance(first, nn.Conv3d)
-        with torch.no_grad():
-            first.weight[:, images:] = 0
+        inputs = self.segmentor.config.in_channels
+        for layer in self.segmentor.modules():  # SwinUNETR has more than one layer that sees the input
+            if isinstance(layer, nn.Conv3d) and layer.in_channels == inputs:
+                with torch.no_grad():
+                    layer.weight[:, images:] = 0
 
     def train(self, mode: bool = True) -> "DropGen":
         """Switch modes, except that the frozen encoder stays in evaluation mode for ever."""
@@ -185,14 +194,24 @@ class DropGen(nn.Module):
     def stride(self) -> int:
         return max(net.config.stride for net in (self.segmentor, self.encoder) if net is not None)
 
+    @property
+    def smallest_edge(self) -> int:
+        """A window's edges are at least this many voxels."""
+        return max(net.config.smallest_edge for net in (self.segmentor, self.encoder) if net is not None)
+
     def forward(self, image: Tensor) -> Tensor:
         if self.encoder is None:
-            return self.segmentor(image)
+            logits: Tensor = self.segmentor(image)
+            return logits
         with torch.no_grad():
             # Each image channel passes through the single-channel encoder on its own.
             single = [self.feature_norm(self.encoder(channel)) for channel in image.split(1, dim=1)]
             features = torch.cat(single, dim=1) if len(single) > 1 else single[0]
-        return self.segmentor(self.drop(torch.cat([image, features], dim=1)))
+        if self.method == "features":
+            logits = self.segmentor(features)
+        else:
+            logits = self.segmentor(self.drop(torch.cat([image, features], dim=1)))
+        return logits
 
     def description(self) -> dict[str, object]:
         """What :func:`rebuild` needs, as plain JSON types."""
@@ -206,9 +225,9 @@ class DropGen(nn.Module):
 
 def rebuild(description: dict) -> DropGen:
     """The network that :meth:`DropGen.description` told of, with fresh weights."""
-    encoder = description["encoder"]
+    encoder, segmentor = description["encoder"], description["segmentor"]
     return DropGen(
-        UNetConfig(**description["segmentor"]),
+        MonaiConfig(**segmentor) if "kind" in segmentor else UNetConfig(**segmentor),
         UNetConfig(**encoder) if encoder is not None else None,
         drop=description["drop"],
         method=description["method"],

@@ -1,53 +1,108 @@
-"""What a training run shows: a bar or plain lines, and ``metrics.csv`` in the run folder."""
+"""What a training run shows: a bar or plain lines, and in the run folder metrics.csv, TensorBoard events and curves."""
 
 import csv
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
 
-COLUMNS = ("step", "seconds", "loss", "dice")
+from dropgen_rt.atomic import output_error
+from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.curves import draw_curves
+from dropgen_rt.train.prepare import made_folder
+
+COLUMNS = ("step", "seconds", "samples_per_s", "loss", "dice")
 LINE_EVERY = 50
 
 
 class TrainingReport:
-    """Callable once per step with ``{"step", "loss"}`` and, after a validation, ``"dice"``."""
+    """Callable once per step with ``{"step", "loss"}`` and, after a validation, ``"dice"``.
 
-    def __init__(self, out: Path, steps: int, resume: bool) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "metrics.csv"
-        fresh = not (resume and path.is_file())
-        self._file = path.open("w" if fresh else "a", newline="", encoding="utf-8")
-        self._table = csv.DictWriter(self._file, COLUMNS)
-        if fresh:
-            self._table.writeheader()
-        self._steps, self._start, self._losses = steps, time.perf_counter(), list[float]()
+    Under torchrun only the first process reports; ``speaks=False`` makes a silent one. Raises OutputError.
+    """
+
+    def __init__(self, out: Path, config: TrainConfig, resume: bool, speaks: bool = True) -> None:
+        self._out, self._config, self._speaks = made_folder(out), config, speaks
+        self._start, self._losses = time.perf_counter(), deque[float](maxlen=LINE_EVERY)
+        self._moments = deque[float]([self._start], maxlen=LINE_EVERY + 1)
+        self._dice: float | None = None
         self._bar = None
+        self.rows: list[dict[str, str]] = []
+        if not speaks:
+            return
+        if resume:
+            self.rows = read_metrics(out)
+        self._events = SummaryWriter(str(out / "events"))
         if sys.stdout.isatty():
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self._bar = Progress(*columns)
-            self._task = self._bar.add_task("training", total=steps)
+            self._task = self._bar.add_task("training", total=config.steps)
 
     def __call__(self, row: dict[str, Any]) -> None:
-        self._losses = [*self._losses[1 - LINE_EVERY :], row["loss"]]
-        loss = sum(self._losses) / len(self._losses)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], description=f"loss {loss:.3f}")
-        if row["step"] % LINE_EVERY and "dice" not in row:
+        if not self._speaks:
             return
-        seconds = time.perf_counter() - self._start
-        line = {"step": row["step"], "seconds": f"{seconds:.1f}", "loss": f"{loss:.4f}"}
-        if "dice" in row:
-            line["dice"] = f"{row['dice']:.4f}"
-        self._table.writerow(line)
-        self._file.flush()
-        if self._bar is None:
+        self._losses.append(row["loss"])
+        self._moments.append(time.perf_counter())
+        self._dice = row.get("dice", self._dice)
+        if row["step"] % LINE_EVERY and "dice" not in row:
+            if self._bar is not None:
+                self._bar.update(self._task, completed=row["step"], description=self._text())
+            return
+        try:
+            self._keep(row)
+        except OSError as error:
+            raise output_error(self._out / "metrics.csv", error) from error
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], description=self._text())
+        else:
             dice = f", validation Dice {row['dice']:.4f}" if "dice" in row else ""
-            click.echo(f"step {row['step']} of {self._steps}: loss {loss:.4f}{dice}")
+            click.echo(
+                f"step {row['step']} of {self._config.steps}: loss {self._loss:.4f}{dice}{self._left(row['step'])}"
+            )
+
+    @property
+    def _loss(self) -> float:
+        return sum(self._losses) / len(self._losses)
+
+    @property
+    def _rate(self) -> float:
+        """Samples per second over the last steps."""
+        return self._config.batch * (len(self._moments) - 1) / max(self._moments[-1] - self._moments[0], 1e-9)
+
+    def _text(self) -> str:
+        dice = f", Dice {self._dice:.3f}" if self._dice is not None else ""
+        return f"loss {self._loss:.3f}{dice}, {self._rate:.1f} samples/s"
+
+    def _left(self, step: int) -> str:
+        seconds = (self._config.steps - step) * self._config.batch / self._rate
+        return f", {self._rate:.1f} samples/s, {seconds / 60:.0f} min left" if step < self._config.steps else ""
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        seconds = time.perf_counter() - self._start
+        line = {
+            "step": str(row["step"]), "seconds": f"{seconds:.1f}", "samples_per_s": f"{self._rate:.2f}",
+            "loss": f"{self._loss:.4f}", "dice": f"{row['dice']:.4f}" if "dice" in row else "",
+        }  # fmt: skip
+        # A run that was killed after its last checkpoint writes those steps again.
+        self.rows = [*(kept for kept in self.rows if int(kept["step"]) < row["step"]), line]
+        with (self._out / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(self.rows)
+        self._events.add_scalar("loss", self._loss, row["step"])
+        self._events.add_scalar("samples_per_s", self._rate, row["step"])
+        if "dice" in row:
+            self._events.add_scalar("dice", row["dice"], row["step"])
+            for index, dice in enumerate(row.get("dice_per_label", ()), 1):
+                self._events.add_scalar(f"dice/label_{index}", dice, row["step"])
+            self._events.flush()
+            draw_curves(self.rows, self._out / "curves.png")
 
     def __enter__(self) -> "TrainingReport":
         if self._bar is not None:
@@ -59,4 +114,15 @@ class TrainingReport:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._file.close()
+        if self._speaks:
+            self._events.close()
+
+
+def read_metrics(out: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv; none where there is no such file of these columns."""
+    path = out / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return rows if rows and set(rows[0]) == set(COLUMNS) else []

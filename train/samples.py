@@ -4,6 +4,7 @@ A sample is a pure function of (seed, step, place in the batch), so a resumed ru
 one would have drawn, whatever thread draws it.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,13 +12,14 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai import transforms
+from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dropgen_rt.manifest import Intensity
+from dropgen_rt.train.augment import augmentation
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.dataset import Case, Dataset, read_case
+from dropgen_rt.train.dataset import Case, Dataset
+from dropgen_rt.train.prepare import Prepared
 from dropgen_rt.train.synthesis import (
     MEAN,
     SUBSAMPLES,
@@ -33,8 +35,6 @@ from dropgen_rt.volume import read_label_map
 
 # This share of crops is centred on a voxel of a label drawn uniformly, so that small structures are seen.
 FOREGROUND_SHARE = 0.5
-AUGMENTATION_PROBABILITY = 0.33
-SIGMA = (0.25, 1.0)  # of the Gaussian smoothing, in voxels
 
 
 class Sampler(Protocol):
@@ -44,57 +44,53 @@ class Sampler(Protocol):
 
 
 class ScanSampler:
-    """Crops of real scans, all held in memory on the working grid."""
+    """Crops of prepared scans, read from memory or from the cache's files, and augmented."""
 
-    def __init__(self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig, intensity: Intensity) -> None:
+    def __init__(self, cases: Sequence[Prepared], config: TrainConfig) -> None:
         self.window = config.window
-        self.items = [_padded(*read_case(case, dataset, config, intensity), config.window) for case in cases]
-        self.augment = augmentation()
+        self.cases = tuple(cases)
+        self.augment = config.augment
 
     def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
         rng = source.numbers
-        image, labels = self.items[rng.integers(len(self.items))]
-        corner = self._corner(labels, rng)
-        cut = tuple(slice(start, start + edge) for start, edge in zip(corner, self.window, strict=True))
-        # MONAI's transforms carry their own generator; seeding it from ours keeps the sample reproducible.
-        self.augment.set_random_state(seed=int(rng.integers(2**31)))
-        crop = {"image": torch.from_numpy(image[(slice(None), *cut)]), "label": torch.from_numpy(labels[cut][None])}
-        out = self.augment(crop)
-        return out["image"].as_tensor().float(), out["label"].as_tensor()[0].to(torch.uint8)
+        case = self.cases[rng.integers(len(self.cases))]
+        image, labels = cut(case, self._corner(case, rng), self.window)
+        # MONAI's transforms carry their own generator: seeded from ours the sample is reproducible, and made anew
+        # they can be drawn from in several threads.
+        augment = augmentation(self.augment).set_random_state(seed=int(rng.integers(2**31)))
+        out = augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
+        return plain(out["image"]).float(), plain(out["label"])[0].to(torch.uint8)
 
-    def _corner(self, labels: NDArray, rng: np.random.Generator) -> list[int]:
-        room = [size - edge for size, edge in zip(labels.shape, self.window, strict=True)]
-        if rng.random() < FOREGROUND_SHARE and labels.any():
-            wanted = rng.choice(np.unique(labels[labels > 0]))
-            places = np.argwhere(labels == wanted)
+    def _corner(self, case: Prepared, rng: np.random.Generator) -> list[int]:
+        """(z, y, x) of the crop's first voxel; negative where the scan is smaller and is centred, as in inference."""
+        room = [size - edge for size, edge in zip(case.label.shape, self.window, strict=True)]
+        if rng.random() < FOREGROUND_SHARE and len(case.places):
+            wanted = rng.choice(np.unique(case.places[:, 0]))
+            places = case.places[case.places[:, 0] == wanted, 1:]
             centre = places[rng.integers(len(places))]
-            return [int(np.clip(c - edge // 2, 0, r)) for c, edge, r in zip(centre, self.window, room, strict=True)]
-        return [int(rng.integers(r + 1)) for r in room]
+            corner = [
+                int(np.clip(c - edge // 2, 0, max(r, 0))) for c, edge, r in zip(centre, self.window, room, strict=True)
+            ]
+        else:
+            corner = [int(rng.integers(max(r, 0) + 1)) for r in room]
+        return [-((-r) // 2) if r < 0 else c for c, r in zip(corner, room, strict=True)]
 
 
-def _padded(image: NDArray, labels: NDArray, window: tuple[int, int, int]) -> tuple[NDArray, NDArray]:
-    """Centre a scan smaller than the window in zeros, as the sliding window does at inference."""
-    sides = [
-        (max(w - s, 0) // 2, max(w - s, 0) - max(w - s, 0) // 2) for s, w in zip(labels.shape, window, strict=True)
-    ]
-    return np.pad(image, [(0, 0), *sides]), np.pad(labels, sides)
+def plain(value: Tensor) -> Tensor:
+    """Without the metadata that some of MONAI's transforms add."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
-def augmentation() -> transforms.Compose:
-    """The reference's kinds of augmentation by MONAI, each with probability 0.33 (flips are left out: laterality)."""
-    p = AUGMENTATION_PROBABILITY
-    return transforms.Compose([
-        transforms.RandAffined(
-            ["image", "label"], prob=p, rotate_range=(0.5,) * 3, shear_range=(0.2,) * 3, scale_range=(0.2,) * 3,
-            mode=("bilinear", "nearest"), padding_mode="zeros",
-        ),
-        transforms.RandSimulateLowResolutiond(["image"], prob=p, zoom_range=(0.4, 1.0)),
-        transforms.RandBiasFieldd(["image"], prob=p, coeff_range=(0.0, 0.1)),
-        transforms.RandAdjustContrastd(["image"], prob=p, gamma=(0.5, 2.0)),
-        transforms.RandGaussianSmoothd(["image"], prob=p, sigma_x=SIGMA, sigma_y=SIGMA, sigma_z=SIGMA),
-        transforms.RandGaussianNoised(["image"], prob=p, std=0.05),
-        transforms.ScaleIntensityd(["image"], minv=0.0, maxv=1.0),
-    ])  # fmt: skip
+def cut(case: Prepared, corner: Sequence[int], window: tuple[int, int, int]) -> tuple[NDArray, NDArray]:
+    """Image (channels, *window) and labels window, from voxel ``corner`` (z, y, x); zeros outside the scan."""
+    shape = case.label.shape
+    inside = tuple(slice(max(c, 0), min(c + e, s)) for c, e, s in zip(corner, window, shape, strict=True))
+    to = tuple(slice(i.start - c, i.stop - c) for i, c in zip(inside, corner, strict=True))
+    image = np.zeros((len(case.image), *window), np.float32)
+    labels = np.zeros(window, case.label.dtype)
+    image[(slice(None), *to)] = case.image[(slice(None), *inside)]
+    labels[to] = case.label[inside]
+    return image, labels
 
 
 @dataclass(frozen=True)

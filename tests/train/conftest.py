@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 
+from dropgen_rt.store import HOME_VARIABLE
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.network import UNet, UNetConfig
 
@@ -25,6 +26,12 @@ def ball_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels = np.where(inside, np.where(x < centre[2], 1, 2), 0).astype(np.uint8)
     image = 100 * np.array([0.1, 0.6, 1.0])[labels] + rng.normal(0, 5, labels.shape)
     return image.astype(np.float32), labels
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared cases go to the test's folder, not the user's."""
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Data folders: both label styles, merged labels, the split, and what is refused."""
+"""Data folders and tables: both label styles, merged labels, channels, the split, and every fault at once."""
 
 import json
 import shutil
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 
-from dropgen_rt.errors import GeometryError, InputError
+from dropgen_rt.errors import FaultyDatasetError, GeometryError, InputError
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.dataset import read_case, read_dataset
+from dropgen_rt.train.dataset import Dataset, read_case, read_dataset
+from dropgen_rt.train.survey import refuse_faults, survey
 
 
 def describe(folder: Path, **changes: object) -> None:
@@ -19,17 +20,74 @@ def describe(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def write(array: np.ndarray, path: Path, spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)) -> None:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing_mm)
+    sitk.WriteImage(image, str(path))
+
+
+def refusal(folder: Path, split: Path | None = None) -> str:
+    dataset = read_dataset(folder, split)
+    with pytest.raises(FaultyDatasetError) as caught:
+        refuse_faults(folder, dataset.faults, survey(dataset.cases, dataset.table, None), dataset.table)
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def accepted(folder: Path, split: Path | None = None) -> Dataset:
+    dataset = read_dataset(folder, split)
+    refuse_faults(folder, dataset.faults, survey(dataset.cases, dataset.table, None), dataset.table)
+    return dataset
+
+
 def test_split_and_labels(balls: Path) -> None:
-    dataset = read_dataset(balls)
+    dataset = accepted(balls)
     assert [label.name for label in dataset.labels] == ["dim", "bright"]
     assert [case.name for case in dataset.validation] == ["case4"]
     assert len(dataset.training) == 5
     assert dataset.channels == ("MRI",)
 
 
-def test_decathlon_style_labels_mean_the_same(balls: Path) -> None:
+def test_own_validation_and_test_folders(balls: Path) -> None:
+    for short, case in (("Val", "case1"), ("Ts", "case2")):
+        for kind, name in (("images", f"{case}_0000.nii.gz"), ("labels", f"{case}.nii.gz")):
+            (balls / f"{kind}{short}").mkdir()
+            (balls / f"{kind}Tr" / name).rename(balls / f"{kind}{short}" / name)
+    dataset = accepted(balls)
+    assert [case.name for case in dataset.training] == ["case0", "case3", "case4", "case5"]
+    assert [case.name for case in dataset.validation] == ["case1"]
+    assert [case.name for case in dataset.testing] == ["case2"]
+
+
+def test_decathlon_style_means_the_same(balls: Path) -> None:
+    for image in (balls / "imagesTr").iterdir():
+        image.rename(image.with_name(image.name.replace("_0000", "")))
+    before = json.loads((balls / "dataset.json").read_text())
+    del before["channel_names"]
+    (balls / "dataset.json").write_text(json.dumps({**before, "modality": {"0": "MRI"}}))
     describe(balls, labels={"0": "background", "1": "dim", "2": "bright"})
-    assert [(label.value, label.name) for label in read_dataset(balls).labels] == [(1, "dim"), (2, "bright")]
+    dataset = accepted(balls)
+    assert [(label.value, label.name) for label in dataset.labels] == [(1, "dim"), (2, "bright")]
+    assert len(dataset.training) == 5
+
+
+def test_other_suffixes_than_nifti(balls: Path) -> None:
+    for path in [*(balls / "imagesTr").iterdir(), *(balls / "labelsTr").iterdir()]:
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(path).replace(".nii.gz", ".nrrd"))
+        path.unlink()
+    assert len(accepted(balls).training) == 5
+
+
+def test_several_channels(balls: Path) -> None:
+    describe(balls, channel_names={"0": "T1", "1": "T2"})
+    for image in sorted((balls / "imagesTr").iterdir()):
+        shutil.copy(image, str(image).replace("_0000", "_0001"))
+    dataset = accepted(balls)
+    assert [path.name for path in dataset.training[0].images] == ["case0_0000.nii.gz", "case0_0001.nii.gz"]
+    image, _ = read_case(dataset.training[0], dataset, TrainConfig(window=(16, 16, 16)), Intensity())
+    assert image.shape == (2, 20, 22, 24)
+    (balls / "imagesTr" / "case3_0001.nii.gz").unlink()
+    assert "case3.nii.gz: 1 of 2 channels in imagesTr; add case3_0000 … case3_0001.nii.gz" in refusal(balls)
 
 
 def test_codes_and_the_dicom_rule(balls: Path) -> None:
@@ -53,6 +111,36 @@ def test_lists_merge_source_values(balls: Path) -> None:
     assert merged.tolist() == [0, 1, 1, 0]
 
 
+def test_a_table_says_who_is_what(balls: Path, tmp_path: Path) -> None:
+    rows = [f"balls/imagesTr/case{i}_0000.nii.gz,balls/labelsTr/case{i}.nii.gz,{s}" for i, s in
+            enumerate(["train", "Train", "val", "test", "validation", "tr"])]  # fmt: skip
+    table = tmp_path / "split.csv"
+    table.write_text("\n".join(["image,label,split", *rows]))
+    dataset = accepted(balls, table)
+    assert [case.name for case in dataset.training] == ["case0", "case1", "case5"]
+    assert [case.name for case in dataset.validation] == ["case2", "case4"]
+    assert [case.name for case in dataset.testing] == ["case3"]
+    table.write_text("\n".join(["image,label,split", *rows, rows[0], rows[1].replace("Train", "?"), "no,no,val"]))
+    text = refusal(balls, table)
+    assert "line 8: " in text and "stands in an earlier line" in text
+    assert "line 9: the split is none of train, val, test" in text
+    assert "line 10: no such file" in text
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="columns image, label, split"):
+        read_dataset(balls, table)
+
+
+def test_few_subjects_are_drawn_by_the_seed(balls: Path) -> None:
+    dataset = read_dataset(balls)
+    draws = {dataset.few(2, seed) for seed in range(20)}
+    assert len(draws) > 3
+    assert all(len(draw) == 2 and set(draw) <= set(dataset.training) for draw in draws)
+    assert dataset.few(2, 7) == dataset.few(2, 7)
+    assert dataset.few(0, 7) == dataset.training
+    with pytest.raises(InputError, match="6 subjects were asked for, the data set has 5"):
+        dataset.few(6, 0)
+
+
 def test_a_case_comes_on_the_working_grid(balls: Path) -> None:
     dataset = read_dataset(balls)
     config = TrainConfig(window=(16, 16, 16), spacing_mm=(2.0, 1.0, 1.0))
@@ -72,20 +160,55 @@ def test_a_case_comes_on_the_working_grid(balls: Path) -> None:
         (lambda folder: (folder / "dataset.json").write_text("{}"), 'no "labels" table'),
         (lambda folder: describe(folder, labels={"background": 0}), "at least one label"),
         (lambda folder: describe(folder, labels={"ball": "x", "y": "z"}), '"labels" are not'),
-        (lambda folder: shutil.rmtree(folder / "labelsTr"), "no .nii.gz label maps"),
-        (lambda folder: (folder / "imagesTr" / "case2_0000.nii.gz").unlink(), "no image for 1 labels: case2"),
+        (lambda folder: shutil.rmtree(folder / "labelsTr"), "no label maps in it"),
     ],
 )
-def test_faults_are_named(balls: Path, damage: object, message: str) -> None:
+def test_what_is_no_data_set_is_refused(balls: Path, damage: object, message: str) -> None:
     damage(balls)  # type: ignore[operator]
     with pytest.raises(InputError, match=message):
         read_dataset(balls)
 
 
-def test_unlike_grids_are_refused(balls: Path) -> None:
+def test_all_faults_are_listed_at_once(balls: Path) -> None:
+    images, labels = balls / "imagesTr", balls / "labelsTr"
+    shape = (20, 22, 24)
+    (images / "case0_0000.nii.gz").unlink()
+    (labels / "case1.nii.gz").unlink()
+    write(np.ones((5, 5, 5), np.uint8), labels / "case2.nii.gz")
+    write(np.full(shape, 7, np.uint8), labels / "case3.nii.gz")
+    write(np.zeros(shape, np.uint8), labels / "case4.nii.gz")
+    (images / "case5_0000.nii.gz").write_bytes(b"no image")
+    describe(balls, labels={"background": 0, "dim": 1, "bright": 2, "unseen": 3})
+    lines = refusal(balls).splitlines()
+    expected = [
+        "labelsTr/case0.nii.gz: 0 of 1 channels in imagesTr; add case0_0000.nii.gz",
+        "imagesTr/case1_0000.nii.gz: no label map in labelsTr; add it",
+        "case2.nii.gz: its grid (5 x 5 x 5 voxels of 1 x 1 x 1 mm) is not that of case2_0000.nii.gz",
+        "case3.nii.gz: values that dataset.json does not list: 7; add them",
+        "case3.nii.gz: no voxel of any label",
+        "case4.nii.gz: no voxel of any label",
+        "case5_0000.nii.gz: ",
+        "label 'unseen': in no case",
+    ]
+    for wanted in expected:
+        assert sum(wanted in line for line in lines) == 1, (wanted, lines)
+    assert lines[0].startswith(f"{balls}: {len(lines) - 1} faults found before the first step")
+
+
+def test_the_background_may_gather_values(balls: Path) -> None:
+    for path in (balls / "labelsTr").iterdir():
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        labels[0, 0, 0] = 9
+        write(labels, path)
+    assert "does not list: 9" in refusal(balls)
+    describe(balls, labels={"background": [0, 9], "dim": 1, "bright": 2})
+    assert len(accepted(balls).labels) == 2
+
+
+def test_unlike_grids_are_refused_when_read(balls: Path) -> None:
     dataset = read_dataset(balls)
     case = dataset.training[0]
     config = TrainConfig(window=(16, 16, 16))
-    sitk.WriteImage(sitk.GetImageFromArray(np.ones((5, 5, 5), np.uint8)), str(case.label))
+    write(np.ones((5, 5, 5), np.uint8), case.label)
     with pytest.raises(GeometryError, match=r"shape \(5, 5, 5\), its image has \(20, 22, 24\)"):
         read_case(case, dataset, config, Intensity())

@@ -83,21 +83,6 @@ def test_init_starts_from_the_weights_of_a_like_network(balls: Path, encoder: Pa
         train(balls, tmp_path / "x", replace(config, width=8), encoder, False, lambda row: None, init=start)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"drop": 1.0}, "drop 1.0"),
-        ({"method": "magic"}, "method 'magic'"),
-        ({"steps": 0}, "at least 1"),
-        ({"window": (48, 48, 40)}, "multiples of 16"),
-        ({"window": (48, 48, 48), "levels": 5}, "multiples of 32"),
-    ],
-)
-def test_options_out_of_range(options: dict, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        TrainConfig(**options)
-
-
 def test_pretraining_writes_a_loadable_encoder(balls: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     out = tmp_path / "encoder.pt"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from shared_data import SHARED, needs
-from tolerances import NETWORK_ORACLE
+from tolerances import NETWORK_ORACLE, NORMALISED_ORACLE
 
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
 
@@ -49,14 +49,35 @@ def test_state_dict_is_the_published_one(config: UNetConfig, table: str) -> None
 
 
 @needs("facts/network_oracle.npz")
-@pytest.mark.parametrize(("name", "config"), [("anatomix", ANATOMIX), ("segmentor", SEGMENTOR)])
-def test_outputs_equal_the_original_code(name: str, config: UNetConfig) -> None:
-    shape = (1, 1, 32, 48, 32) if name == "anatomix" else (1, 17, 64, 64, 64)
+@pytest.mark.parametrize(
+    ("name", "config", "shape", "tolerance"),
+    [
+        ("anatomix", ANATOMIX, (1, 1, 32, 48, 32), NETWORK_ORACLE),
+        ("anatomix_dev", ANATOMIX_DEV, (1, 1, 64, 64, 64), NORMALISED_ORACLE),
+        ("segmentor", SEGMENTOR, (1, 17, 64, 64, 64), NETWORK_ORACLE),
+    ],
+)
+def test_outputs_equal_the_original_code(
+    name: str, config: UNetConfig, shape: tuple[int, ...], tolerance: float
+) -> None:
     oracle = np.load(SHARED / "facts" / "network_oracle.npz")[name]
     image = torch.from_numpy(np.random.default_rng(1).random(shape, dtype=np.float32))
     with torch.no_grad():
         ours = seeded(UNet(config))(image).numpy()[:, :, ::4, ::4, ::4]
-    assert np.linalg.norm(ours - oracle) <= NETWORK_ORACLE * np.linalg.norm(oracle)
+    assert np.linalg.norm(ours - oracle) <= tolerance * np.linalg.norm(oracle)
+
+
+@needs("facts/network_oracle.npz")
+def test_normalised_features_equal_the_original_code() -> None:
+    """What the segmentor sees beside the image."""
+    oracle = np.load(SHARED / "facts" / "network_oracle.npz")["inst_anatomix"]
+    network = DropGen(UNetConfig(17, 3, 4, 2), ANATOMIX)
+    assert network.encoder is not None
+    seeded(network.encoder)
+    image = torch.from_numpy(np.random.default_rng(1).random((1, 1, 32, 48, 32), dtype=np.float32))
+    with torch.no_grad():
+        ours = network.feature_norm(network.encoder(image)).numpy()[:, :, ::4, ::4, ::4]
+    assert np.linalg.norm(ours - oracle) <= NORMALISED_ORACLE * np.linalg.norm(oracle)
 
 
 def dropgen(drop: float = 0.5) -> DropGen:
@@ -102,11 +123,25 @@ def test_erm_is_the_segmentor_alone() -> None:
     assert torch.equal(network(image), network.segmentor(image))
 
 
-@pytest.mark.parametrize("method", ["dropgen", "erm"])
+@pytest.mark.parametrize("method", ["dropgen", "concat", "features", "erm"])
 def test_method_and_encoder_must_agree(method: str) -> None:
-    encoder = None if method == "dropgen" else SMALL
+    encoder = SMALL if method == "erm" else None
     with pytest.raises(ValueError, match=f"method '{method}'"):
         DropGen(SMALL, encoder, method=method)  # type: ignore[arg-type]
+
+
+def test_features_never_see_the_image_and_concat_drops_nothing() -> None:
+    image = torch.rand(1, 1, 16, 16, 16)
+    features = DropGen(UNetConfig(16, 3, 4, 2, padding_mode="zeros"), SMALL, 0.75, "features").train()
+    assert features.encoder is not None
+    expected = features.segmentor(features.feature_norm(features.encoder(image)))
+    assert torch.allclose(features(image), expected)
+    assert features.segmentor.model[0].weight.abs().min() > 0  # nothing to start from but the features
+    concat = DropGen(UNetConfig(17, 3, 4, 2, padding_mode="zeros"), SMALL, 0.75, "concat").train()
+    seen = []
+    concat.segmentor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    concat(image)
+    assert torch.equal(seen[0][:, :1], image) and (seen[0].abs().amax((0, 2, 3, 4)) > 0).all()
 
 
 def test_description_rebuilds_the_network() -> None:

@@ -1,0 +1,276 @@
+"""Does it generalise? The paper's ablation in two settings: in-domain and out-of-domain Dice of each method.
+
+python benchmarks/domain_shift.py prepare hippocampus --out hippocampus.npz     (needs ../shared/data)
+python benchmarks/domain_shift.py prepare tissue --out tissue.npz
+python benchmarks/domain_shift.py run hippocampus.npz --encoder FILE --runs RUNS --steps 400 --seeds 0 1 2
+python benchmarks/domain_shift.py report --runs RUNS --out benchmarks/results/domain_shift.json
+
+``run`` does what is not yet done: each method and seed leaves one JSON file in RUNS, so it may be stopped (--minutes),
+started again, and started several times at once with other --seeds. Training turns, scales and shears only: every
+change of contrast is one that it never saw. The best step is not chosen: the last one is tested.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  it is F everywhere
+from monai.inferers import sliding_window_inference
+
+from dropgen_rt.train.checkpoint import load_encoder
+from dropgen_rt.train.losses import make_loss
+from dropgen_rt.train.network import DropGen, UNet, UNetConfig
+
+METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75")
+TEST_BATCH = 8
+BASELINE, OURS = "erm", "dropgen 0.75"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    prepare = verbs.add_parser("prepare")
+    prepare.add_argument("setting", choices=["hippocampus", "tissue"])
+    prepare.add_argument("--out", type=Path, required=True)
+    prepare.add_argument("--images", type=int, default=12, help="Painted crops per label map, setting tissue.")
+    run = verbs.add_parser("run")
+    run.add_argument("data", type=Path)
+    run.add_argument("--encoder", type=Path, required=True)
+    run.add_argument("--runs", type=Path, required=True)
+    run.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--steps", type=int, default=400)
+    run.add_argument("--batch", type=int, default=4)
+    run.add_argument("--width", type=int, default=8)
+    run.add_argument("--levels", type=int, default=4)
+    run.add_argument("--learning-rate", type=float, default=2e-3)
+    run.add_argument("--cases", type=int, default=0, help="Test on the first so many of each domain; 0 takes all.")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    run.add_argument("--minutes", type=float, default=float("inf"), help="Start no further run after this.")
+    report = verbs.add_parser("report")
+    report.add_argument("--runs", type=Path, required=True)
+    report.add_argument("--out", type=Path, required=True)
+    report.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    {"prepare": do_prepare, "run": do_run, "report": do_report}[arguments.verb](arguments)
+
+
+def do_prepare(arguments: argparse.Namespace) -> None:
+    import domain_data
+
+    if arguments.setting == "hippocampus":
+        domain_data.hippocampus(arguments.out)
+    else:
+        domain_data.tissue(arguments.out, arguments.images)
+
+
+def do_run(arguments: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.benchmark = True  # every batch has one shape
+    data = Data(arguments.data, torch.device(arguments.device), arguments.cases)
+    encoder = load_encoder(arguments.encoder)
+    digest = hashlib.sha256(arguments.encoder.read_bytes()).hexdigest()
+    settings = {key: getattr(arguments, key) for key in ("steps", "batch", "width", "levels", "learning_rate", "cases")}
+    for seed in arguments.seeds:
+        for method in arguments.methods:
+            path = arguments.runs / f"{data.setting}-{method.replace(' ', '')}-{seed}.json"
+            note = {"setting": data.setting, "method": method, "seed": seed, "encoder_sha256": digest, **settings}
+            if path.is_file() and json.loads(path.read_text())["note"] == note:
+                continue
+            if time.perf_counter() - start > 60 * arguments.minutes:
+                print("time is up; the same command goes on")
+                return
+            began = time.perf_counter()
+            network, loss = train(data, encoder, method, seed, arguments)
+            dice = {name: test(network, data, name) for name in data.domains}
+            seconds = time.perf_counter() - began
+            about = {"labels": data.labels, "in_domain": data.inside, "out_of_domain": data.outside}
+            path.write_text(json.dumps({"note": note, **about, "loss": loss, "seconds": seconds, "dice": dice}))
+            means = ", ".join(f"{name} {np.nanmean(rows):.3f}" for name, rows in dice.items())
+            print(f"{data.setting} {method} seed {seed}, {seconds:.0f} s: loss {loss:.3f}, {means}", flush=True)
+
+
+class Data:
+    """The arrays of a setting, on the device: images (n, 1, z, y, x) float32, labels (n, 1, z, y, x) uint8."""
+
+    def __init__(self, path: Path, device: torch.device, cases: int = 0) -> None:
+        with np.load(path) as file:
+            about = json.loads(str(file["about"]))
+            names = [key.removesuffix("/images") for key in file.files if key.endswith("/images")]
+            self.arrays = {
+                name: (
+                    torch.from_numpy(file[f"{name}/images"]).to(device).float()[:, None],
+                    torch.from_numpy(file[f"{name}/labels"]).to(device)[:, None],
+                )
+                for name in names
+            }
+        if cases:
+            self.arrays = {
+                name: arrays if name == "train" else (arrays[0][:cases], arrays[1][:cases])
+                for name, arrays in self.arrays.items()
+            }
+        self.device = device
+        self.setting, self.labels = about["setting"], about["labels"]
+        self.inside, self.outside = about["in_domain"], about["out_of_domain"]
+        self.domains = [name for name in names if name != "train"]
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        return tuple(self.arrays["train"][0].shape[2:])
+
+
+def make_network(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse.Namespace) -> DropGen:
+    torch.manual_seed(seed)
+    kind, _, drop = method.partition(" ")
+    features = 0 if kind == "erm" else encoder.config.out_channels
+    inputs = features + (0 if kind == "features" else 1)
+    segmentor = UNetConfig(inputs, len(data.labels) + 1, arguments.width, arguments.levels, padding_mode="zeros")
+    network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), kind)  # type: ignore[arg-type]
+    if network.encoder is not None:
+        network.encoder.load_state_dict(encoder.state_dict())
+    return network.to(data.device, memory_format=torch.channels_last_3d)
+
+
+def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse.Namespace) -> tuple[DropGen, float]:
+    """The network after all steps, and the mean loss of the last tenth of them."""
+    network = make_network(data, encoder, method, seed, arguments)
+    network.train()
+    weights = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, arguments.learning_rate, weight_decay=1e-5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, arguments.steps)
+    loss_of, losses = make_loss("dice_ce"), []
+    images, labels = data.arrays["train"]
+    chance = torch.Generator(data.device).manual_seed(seed)  # the same crops for every method
+    for step in range(arguments.steps):
+        chosen = torch.randint(len(images), (arguments.batch,), generator=chance, device=data.device)
+        image, target = moved(images[chosen], labels[chosen], chance)
+        torch.manual_seed(seed * 1_000_003 + step)
+        with torch.autocast(data.device.type, torch.bfloat16, enabled=data.device.type == "cuda"):
+            logits = network(image.contiguous(memory_format=torch.channels_last_3d))
+        loss = loss_of(logits.float(), target)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.detach())
+    return network.eval(), float(torch.stack(losses[-max(arguments.steps // 10, 1) :]).mean())
+
+
+def moved(images: torch.Tensor, labels: torch.Tensor, chance: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops turned by up to 0.3 rad, scaled by up to 15 %, sheared and shifted by up to 10 %; intensities stay."""
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=chance, device=images.device) * 2 - 1
+
+    count = len(images)
+    angles = 0.3 * uniform(count, 3)
+    skew = torch.zeros(count, 3, 3, device=images.device)
+    for axis, (i, j) in enumerate([(1, 2), (0, 2), (0, 1)]):
+        skew[:, i, j], skew[:, j, i] = angles[:, axis], -angles[:, axis]
+    matrix = torch.linalg.matrix_exp(skew) @ (torch.eye(3, device=images.device) + 0.1 * uniform(count, 3, 3))
+    matrix = matrix * (1 + 0.15 * uniform(count, 1, 1))
+    # Grid coordinates run from -1 to 1 whatever an axis' length; voxels are to be turned, not the unit cube.
+    lengths = torch.tensor(images.shape[:1:-1], dtype=torch.float32, device=images.device)
+    matrix = matrix * lengths[None, None, :] / lengths[None, :, None]
+    theta = torch.cat([matrix, 0.1 * uniform(count, 3, 1)], 2)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    image = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+    target = F.grid_sample(labels.float(), grid, mode="nearest", align_corners=False)
+    return image, target
+
+
+@torch.no_grad()
+def test(network: DropGen, data: Data, domain: str) -> list[list[float]]:
+    """Dice per case and label by the sliding window of the paper, overlap one half."""
+    images, labels = data.arrays[domain]
+    rows = []
+    for some, truth in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
+        some = some.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(data.device.type, torch.bfloat16, enabled=data.device.type == "cuda"):
+            logits = sliding_window_inference(some, data.window, TEST_BATCH, network, overlap=0.5, mode="constant")
+        found = logits.float().argmax(1, keepdim=True)
+        values = torch.arange(1, len(data.labels) + 1, device=data.device).view(1, -1, 1, 1, 1)
+        ours, theirs = found == values, truth == values
+        # 0 / 0, a label that neither holds, is NaN and counts nowhere.
+        rows += (2 * (ours & theirs).sum((2, 3, 4)) / (ours.sum((2, 3, 4)) + theirs.sum((2, 3, 4)))).tolist()
+    return rows
+
+
+def do_report(arguments: argparse.Namespace) -> None:
+    from recording import write
+
+    runs = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
+    tables = {setting: table([run for run in runs if run["note"]["setting"] == setting])
+              for setting in sorted({run["note"]["setting"] for run in runs})}  # fmt: skip
+    for setting, figures in tables.items():
+        print(f"\n{setting}: mean Dice over labels and cases, mean +- standard deviation over seeds")
+        print(f"{'method':14}{'in-domain':>16}{'out-of-domain':>16}")
+        for method, row in figures["methods"].items():
+            cells = (f"{row[kind]['mean']:.3f} +- {row[kind]['sd']:.3f}" for kind in ("in_domain", "out_of_domain"))
+            print(f"{method:14}" + "".join(f"{cell:>16}" for cell in cells))
+        print(f"{OURS} above {BASELINE}: {figures['gain']}")
+    if arguments.picture is not None:
+        draw(tables, arguments.picture)
+    write(arguments.out, {"settings": tables})
+
+
+def table(runs: list[dict]) -> dict:
+    """Of one setting: per method the Dice in and out of the domain and in each domain, over seeds."""
+    methods = {}
+    for method in METHODS:
+        mine = [run for run in runs if run["note"]["method"] == method]
+        if not mine:
+            continue
+        kinds = {"in_domain": mine[0]["in_domain"], "out_of_domain": mine[0]["out_of_domain"]}
+        kinds |= {name: [name] for name in mine[0]["dice"]}
+        methods[method] = {
+            kind: spread([np.mean([np.nanmean(run["dice"][name]) for name in names]) for run in mine])
+            for kind, names in kinds.items()
+        } | {"seeds": [run["note"]["seed"] for run in mine]}
+    gain = {}
+    if {BASELINE, OURS} <= methods.keys():
+        gain = {kind: round(methods[OURS][kind]["mean"] - methods[BASELINE][kind]["mean"], 4)
+                for kind in ("in_domain", "out_of_domain")}  # fmt: skip
+    settings = {key: runs[0]["note"][key] for key in ("steps", "batch", "width", "levels", "learning_rate", "cases")}
+    return {**settings, "encoder_sha256": runs[0]["note"]["encoder_sha256"], "gain": gain, "methods": methods}
+
+
+def spread(values: list) -> dict[str, float]:
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "sd": round(float(np.std(values, ddof=min(len(values) - 1, 1))), 4),
+    }
+
+
+def draw(tables: dict, path: Path) -> None:
+    """The paper's figure 4: bars per method, in and out of the domain."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(tables), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (setting, figures) in enumerate(tables.items(), 1):
+        axes = figure.add_subplot(1, len(tables), place)
+        names = list(figures["methods"])
+        for shift, kind, colour in ((-0.2, "in_domain", "tab:grey"), (0.2, "out_of_domain", "tab:blue")):
+            rows = [figures["methods"][name][kind] for name in names]
+            axes.bar(
+                np.arange(len(names)) + shift, [row["mean"] for row in rows], 0.4, yerr=[row["sd"] for row in rows],
+                label=kind.replace("_", " "), color=colour, capsize=3,
+            )  # fmt: skip
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set(title=setting, ylabel="mean Dice", ylim=(0, 1))
+        axes.legend()
+    figure.savefig(path, dpi=110)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

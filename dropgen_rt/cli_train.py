@@ -1,0 +1,117 @@
+"""The commands train and encoders, which need PyTorch. Heavy imports wait inside them."""
+
+import os
+from pathlib import Path
+
+import click
+
+from dropgen_rt.errors import UsageError
+
+FILE = click.Path(path_type=Path)
+
+
+def require(module: str, extra: str) -> None:
+    """Refuse, before a slow import fails, a command whose extra is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
+
+
+@click.command()
+@click.argument("data", type=FILE)
+@click.option("--out", type=FILE, required=True, help="Run folder: config, checkpoints, metrics, pictures.")
+@click.option("--preset", default="tiny", show_default=True, help="paper, edge (fast inference) or tiny (CPU).")
+@click.option("--config", "file", type=FILE, help="A config.toml, such as a run folder holds; options go over it.")
+@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Any option of config.toml; repeatable.")
+@click.option("--split", type=FILE, help="CSV with the columns image, label, split in place of DATA's folders.")
+@click.option("--encoder", metavar="NAME|FILE", help="Frozen encoder; by default the one in the package.")
+@click.option("--method", help="dropgen, erm (image only), features (no image) or concat (no dropout).")
+@click.option("--drop", type=float, help="Share of channels dropped while training.")
+@click.option("--subjects", type=int, help="Train on this many cases, drawn by --seed.")
+@click.option("--segmentor", help="unet, dynunet, segresnet or swinunetr.")
+@click.option("--loss", help="dice_ce, dice_focal or tversky.")
+@click.option("--steps", type=int)
+@click.option("--batch", type=int, help="Crops per step, over all processes together.")
+@click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default from the data set.")
+@click.option("--spacing-mm", type=float, nargs=3, help="X Y Z; by default from the data set.")
+@click.option("--width", type=int, help="Segmentor's channels at full resolution.")
+@click.option("--levels", type=int, help="Segmentor's downsamplings.")
+@click.option("--learning-rate", type=float)
+@click.option("--precision", help="fp32, bf16 or fp16 (autocast).")
+@click.option("--compile/--no-compile", default=None, help="Let torch.compile fuse the network.")
+@click.option("--validate-every", type=int, help="Steps between checkpoints.")
+@click.option("--seed", type=int)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--cache", type=FILE, help="Folder of prepared cases; by default below the user's data folder.")
+@click.option("--workers", type=int, help="Processes that prepare cases; by default one per core.")
+@click.option("--init", type=FILE, help="Start from this checkpoint's weights, of a network of the same layout.")
+@click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
+def train(
+    data: Path, out: Path, preset: str, file: Path | None, assignments: tuple[str, ...], split: Path | None,
+    encoder: str | None, device: str, cache: Path | None, workers: int | None, init: Path | None, resume: bool,
+    **options: object,
+) -> None:  # fmt: skip
+    """Train a model on DATA (nnU-Net or Decathlon layout) into a run folder."""
+    require("torch", "train")
+    from dropgen_rt.console import Console
+    from dropgen_rt.train.encoders import encoder_for
+    from dropgen_rt.train.loop import train as run
+    from dropgen_rt.train.outputs import finish
+    from dropgen_rt.train.report import TrainingReport
+    from dropgen_rt.train.run import configure
+
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
+    console = Console(quiet=not first)
+    given = {key: value for key, value in options.items() if value is not None}
+    config = configure(
+        data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
+        workers=workers, console=console, resume=resume,
+    )  # fmt: skip
+    found = encoder_for(config.method, encoder)
+    with TrainingReport(out, config, resume, first) as report:
+        best = run(
+            data, out, config, found, resume, report, init, device, split=split, cache=cache,
+            workers=workers, console=console,
+        )  # fmt: skip
+    if first:
+        summary = finish(data, out, device, split=split, cache=cache, console=console)
+        for name in ("validation", "test"):
+            if name in summary:
+                console.line(f"{name}: mean Dice {summary[name]['mean_dice']:.4f} over {summary[name]['cases']} cases")
+    console.line(f"wrote {best}")
+
+
+@click.group()
+def encoders() -> None:
+    """Frozen encoders: list those at hand, fetch a published one, add a file."""
+    require("torch", "train")
+
+
+@encoders.command("list")
+def list_encoders() -> None:
+    """Encoders in the package and in the user's data folder."""
+    from dropgen_rt.train.encoders import describe
+
+    for line in describe():
+        click.echo(line)
+
+
+@encoders.command()
+@click.argument("name")
+@click.option("--sha256", help="Digest that the file must have; the hub shows it.")
+def fetch(name: str, sha256: str | None) -> None:
+    """Download a published encoder (anatomix, anatomix-dev) of a pinned digest."""
+    from dropgen_rt.train.encoders import fetch as run
+
+    click.echo(f"wrote {run(name, sha256)}")
+
+
+@encoders.command()
+@click.argument("file", type=FILE)
+@click.option("--name", help="Install under this name; by default the file's.")
+def add(file: Path, name: str | None) -> None:
+    """Install an encoder FILE: one that pretrain-encoder wrote, or a published anatomix .pth."""
+    from dropgen_rt.train.encoders import add as run
+
+    click.echo(f"wrote {run(file, name)}")

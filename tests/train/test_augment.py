@@ -1,0 +1,69 @@
+"""Augmentation: the reference's kinds and probabilities, labels moved with images, flips only where declared."""
+
+import numpy as np
+import pytest
+import torch
+
+from dropgen_rt.train.augment import augmentation
+from dropgen_rt.train.config import AugmentConfig
+from dropgen_rt.train.samples import plain
+
+STILL = AugmentConfig(
+    rotation_degrees=0, shear=0, scale=0, zoom=(1, 1), noise=0, bias_field=(0, 0), gibbs=(0, 0), gamma=(1, 1),
+    smooth_voxels=(0, 0), sharpen=False,
+)  # fmt: skip
+
+
+def crop() -> dict[str, torch.Tensor]:
+    """A ramp along x with its right half labelled: a flip shows in both."""
+    image = torch.linspace(0, 1, 12).expand(1, 8, 10, 12).clone()
+    return {"image": image, "label": (image > 0.5).to(torch.uint8)}
+
+
+def drawn(config: AugmentConfig, seed: int) -> dict[str, torch.Tensor]:
+    out = augmentation(config).set_random_state(seed=seed)(crop())
+    return {key: plain(value) for key, value in out.items()}
+
+
+def test_the_references_list_and_probabilities() -> None:
+    steps = augmentation(AugmentConfig()).transforms
+    names = {type(step).__name__ for step in steps}
+    assert names == {
+        "RandAffined", "RandSimulateLowResolutiond", "RandGaussianNoised", "RandBiasFieldd", "RandGibbsNoised",
+        "RandAdjustContrastd", "RandGaussianSmoothd", "RandGaussianSharpend", "Lambdad",
+    }  # fmt: skip
+    assert {step.prob for step in steps if hasattr(step, "prob")} == {0.33}
+
+
+def test_what_is_switched_off_changes_nothing() -> None:
+    out = drawn(STILL, 0)
+    assert torch.equal(out["image"], crop()["image"]) and torch.equal(out["label"], crop()["label"])
+
+
+@pytest.mark.parametrize(("axis", "dimension"), [("x", 3), ("y", 2), ("z", 1)])
+def test_a_declared_axis_is_flipped_half_the_time_labels_too(axis: str, dimension: int) -> None:
+    config = AugmentConfig(**{**vars(STILL), "flip_axes": (axis,)})
+    image = torch.arange(8 * 10 * 12, dtype=torch.float32).reshape(1, 8, 10, 12) / 960
+    flips = 0
+    for seed in range(40):
+        out = augmentation(config).set_random_state(seed=seed)({"image": image, "label": image})
+        flipped = torch.equal(plain(out["image"]), image.flip(dimension))
+        assert flipped or torch.equal(plain(out["image"]), image)
+        assert torch.equal(plain(out["label"]), plain(out["image"]))
+        flips += flipped
+    assert 8 < flips < 32
+
+
+def test_undeclared_flips_never_happen() -> None:
+    """Turned by up to 45 degrees or sheared, the labelled half still lies to the right."""
+    for seed in range(30):
+        label = drawn(AugmentConfig(rotation_degrees=45), seed)["label"][0].numpy()
+        if label.any():
+            assert np.argwhere(label)[:, 2].mean() > 5.5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_images_stay_in_range_and_labels_stay_labels(seed: int) -> None:
+    out = drawn(AugmentConfig(probability=1.0), seed)
+    assert torch.isfinite(out["image"]).all() and out["image"].min() >= 0 and out["image"].max() <= 1
+    assert set(out["label"].unique().tolist()) <= {0, 1}

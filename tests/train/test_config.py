@@ -1,0 +1,91 @@
+"""One config: presets, TOML in and out, assignments, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from dropgen_rt.errors import MissingInputError, UsageError
+from dropgen_rt.manifest import Intensity
+from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, read_toml
+
+
+def test_later_layers_win_and_tables_merge() -> None:
+    config = build_config(
+        PRESETS["tiny"], {"steps": 10, "augment": {"noise": 0.2, "shear": 0.1}}, {"augment": {"shear": 0.0}}
+    )
+    assert (config.steps, config.width) == (10, PRESETS["tiny"]["width"])
+    assert (config.augment.noise, config.augment.shear, config.augment.gibbs) == (0.2, 0.0, (0.0, 0.33))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_toml_gives_back_the_config(preset: str, tmp_path: Path) -> None:
+    config = build_config(
+        PRESETS[preset],
+        {"intensity": {"kind": "range", "lower": -1024.0, "upper": 1024.0}, "augment": {"flip_axes": ["x", "y"]}},
+    )
+    config.save(tmp_path / "config.toml")
+    again = build_config(read_toml(tmp_path / "config.toml"))
+    assert again == config
+    assert again.intensity == Intensity("range", -1024.0, 1024.0)
+    assert again.augment.flip_axes == ("x", "y")
+
+
+def test_the_paper_preset_is_the_papers() -> None:
+    config = build_config(PRESETS["paper"])
+    assert (config.steps, config.batch, config.width, config.levels, config.learning_rate) == (250_000, 4, 20, 5, 2e-4)
+    assert (config.drop, config.weight_decay, config.precision, config.validate_every) == (0.75, 1e-5, "bf16", 1000)
+    assert (config.augment.probability, config.augment.rotation_degrees) == (0.33, 45.0)
+
+
+def test_assignments() -> None:
+    options = parse_assignments(["augment.noise=0.1", "augment.flip_axes=['x']", "method=erm", "window=[16, 16, 16]"])
+    config = build_config(options, {"levels": 2})
+    assert (config.augment.noise, config.augment.flip_axes, config.method) == (0.1, ("x",), "erm")
+    assert config.window == (16, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": 1.0}, "drop 1.0"),
+        ({"method": "magic"}, "method 'magic': accepted are dropgen, erm, features, concat"),
+        ({"segmentor": "magic"}, "segmentor 'magic'"),
+        ({"loss": "magic"}, "loss 'magic'"),
+        ({"precision": "int8"}, "precision 'int8'"),
+        ({"steps": 0}, "at least 1"),
+        ({"steps": 1.5}, "steps 1.5: accepted is a value such as 1000"),
+        ({"steps": True}, "steps True"),
+        ({"subjects": -1}, "subjects -1"),
+        ({"window": (48, 48, 40)}, "multiples of 16"),
+        ({"window": (48, 48)}, "window"),
+        ({"window": (48, 48, 48), "levels": 5}, "multiples of 32"),
+        ({"spacing_mm": (0.0, 1.0, 1.0)}, "three lengths"),
+        ({"stepps": 1}, "stepps: no such option; accepted are steps, batch"),
+        ({"augment": {"nois": 1}}, "augment.nois: no such option; accepted are augment.probability"),
+        ({"augment": {"probability": 2}}, "augment.probability 2.0"),
+        ({"augment": {"flip_axes": ["q"]}}, "augment.flip_axes"),
+        ({"augment": {"gamma": [2.0, 0.5]}}, "augment.gamma"),
+        ({"augment": 3}, "augment 3: accepted is a table"),
+        ({"intensity": {"kind": "magic"}}, "intensity kind 'magic'"),
+    ],
+)
+def test_options_out_of_range(options: dict, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_config(options)
+    assert message in str(caught.value)
+
+
+def test_files_and_assignments_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="no such file"):
+        read_toml(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    with pytest.raises(UsageError, match="not TOML"):
+        read_toml(tmp_path / "bad.toml")
+    for text in ("steps", "a b=3", "=3"):
+        with pytest.raises(UsageError, match="accepted is NAME=VALUE"):
+            parse_assignments([text])
+
+
+def test_only_dropgen_drops() -> None:
+    assert TrainConfig(method="dropgen", drop=0.5).channel_drop == 0.5
+    assert TrainConfig(method="concat", drop=0.5).channel_drop == 0.0

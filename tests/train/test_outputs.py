@@ -1,0 +1,98 @@
+"""What a run folder holds at the end, by the command line, and what a person reads."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from dropgen_rt.cli import main
+from dropgen_rt.train.config import build_config, read_toml
+from dropgen_rt.train.loop import load_network
+
+SMALL = ["--window", 16, 16, 16, "--width", 8, "--levels", 2, "--steps", 40, "--validate-every", 20, "--device", "cpu"]
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.slow
+def test_a_run_folder(balls: Path, tmp_path: Path) -> None:
+    for kind, name in (("images", "case5_0000.nii.gz"), ("labels", "case5.nii.gz")):
+        (balls / f"{kind}Ts").mkdir()
+        (balls / f"{kind}Tr" / name).rename(balls / f"{kind}Ts" / name)
+    out = tmp_path / "run"
+    result = command("train", balls, "--out", out, "--method", "erm", "--set", "augment.noise=0.01", *SMALL)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == "checking files: 6 cases"
+    assert lines[1] == "4 training cases, MR, channels MRI"
+    assert lines[4] == (
+        "spacing 1 x 1 x 1 mm (x, y, z), window 16 x 16 x 16 voxels (z, y, x), intensities by percentile 0.5 to 99.5"
+    )
+    assert lines[-1] == f"wrote {out / 'best.pt'}"
+    assert {path.name for path in out.iterdir()} == {
+        "best.pt", "config.toml", "curves.png", "events", "examples.png", "fingerprint.json", "last.pt", "metrics.csv",
+        "summary.json", "test.csv", "test.json", "validation.csv", "validation.json",
+    }  # fmt: skip
+    for picture in ("curves.png", "examples.png"):
+        with Image.open(out / picture) as image:
+            assert min(image.size) > 200
+    assert next((out / "events").iterdir()).stat().st_size > 100
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["20", "40"] and all(float(row["samples_per_s"]) > 0 for row in rows)
+    summary = json.loads((out / "summary.json").read_text())
+    best = max(float(row["dice"]) for row in rows)
+    # The same network on the same windows: what the loop said of the best step is what the scores say.
+    assert summary["validation"]["mean_dice"] == pytest.approx(best, abs=1e-4)
+    assert lines[-3] == f"validation: mean Dice {summary['validation']['mean_dice']:.4f} over 1 cases"
+    with (out / "test.csv").open() as file:
+        assert [(row["subject"], row["label"]) for row in csv.DictReader(file)] == [
+            ("case5", "dim"),
+            ("case5", "bright"),
+        ]
+    config = build_config(read_toml(out / "config.toml"))
+    assert config.augment.noise == 0.01 and config.summary() == load_network(out / "best.pt")[1]["config"]
+
+
+def test_a_run_is_repeated_from_its_config(balls: Path, tmp_path: Path) -> None:
+    small = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu"]
+    assert command("train", balls, "--out", tmp_path / "a", "--method", "erm", *small).exit_code == 0
+    again = command(
+        "train", balls, "--out", tmp_path / "b", "--config", tmp_path / "a" / "config.toml", "--device", "cpu"
+    )
+    assert again.exit_code == 0, again.output
+    first, second = (load_network(tmp_path / name / "last.pt")[0].state_dict() for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--preset", "huge"], 2, "preset 'huge': accepted are tiny, edge, paper"),
+        (["--set", "augment.nois=1"], 2, "augment.nois: no such option"),
+        (["--window", 16, 16, 10], 2, "edges are multiples of"),
+        (["--subjects", 50], 3, "50 subjects were asked for, the data set has 5"),
+        (["--encoder", "nowhere"], 4, "no encoder named 'nowhere'"),
+        (["--split", "nowhere.csv"], 3, "nowhere.csv: no such file"),
+    ],
+)
+def test_refusals(balls: Path, tmp_path: Path, options: list, code: int, message: str) -> None:
+    method = [] if "--encoder" in options else ["--method", "erm"]
+    result = command("train", balls, "--out", tmp_path / "run", *method, *options)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr and result.stderr.count("\n") == 1 and "Traceback" not in result.output
+
+
+def test_every_fault_has_its_line(balls: Path, tmp_path: Path) -> None:
+    (balls / "labelsTr" / "case1.nii.gz").unlink()
+    (balls / "imagesTr" / "case2_0000.nii.gz").write_bytes(b"")
+    result = command("train", balls, "--out", tmp_path / "run", "--method", "erm")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"error: {balls}: 2 faults found before the first step; correct them all:\n  - ")
+    assert result.stderr.count("\n  - ") == 2

@@ -1,0 +1,89 @@
+"""The cache of prepared cases and the survey: keyed by content and settings, resumable, the same in parallel."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dropgen_rt.errors import OutputError
+from dropgen_rt.manifest import Intensity
+from dropgen_rt.train import survey as survey_module
+from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.dataset import grid_of, read_case, read_dataset
+from dropgen_rt.train.prepare import PLACES_PER_LABEL, Grid, places_of, prepare
+from dropgen_rt.train.survey import survey
+
+CONFIG = TrainConfig(window=(16, 16, 16), spacing_mm=(2.0, 1.0, 1.0))
+
+
+def prepared(folder: Path, cache: Path, workers: int = 1, config: TrainConfig = CONFIG) -> tuple[list, list[int]]:
+    dataset = read_dataset(folder)
+    done: list[int] = []
+    findings = survey(dataset.cases, dataset.table, None)
+    grid = grid_of(dataset, config, Intensity())
+    return prepare(dataset.cases, findings, grid, cache, workers, lambda n, total: done.append(total)), done
+
+
+def test_a_prepared_case_is_the_read_one(balls: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(balls)
+    made, _ = prepared(balls, tmp_path / "cache")
+    for case, ready in zip(dataset.cases, made, strict=True):
+        image, labels = read_case(case, dataset, CONFIG, Intensity())
+        assert np.array_equal(ready.image, image)
+        assert np.array_equal(ready.label, labels)
+        assert all(labels[z, y, x] == value for value, z, y, x in ready.places)
+
+
+def test_processes_prepare_the_same(balls: Path, tmp_path: Path) -> None:
+    alone, _ = prepared(balls, tmp_path / "a")
+    together, done = prepared(balls, tmp_path / "b", workers=2)
+    assert done == [6] * 6
+    assert all(np.array_equal(x.image, y.image) for x, y in zip(alone, together, strict=True))
+    names = [sorted(path.name for path in (tmp_path / cache).iterdir()) for cache in "ab"]
+    assert names[0] == names[1]
+
+
+def test_a_stopped_preparation_goes_on(balls: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    _, done = prepared(balls, cache)
+    assert len(done) == 6
+    next(cache.glob("*.places.npy")).unlink()
+    _, done = prepared(balls, cache)
+    assert done == [1]
+    _, done = prepared(balls, cache)
+    assert done == []
+
+
+def test_settings_and_content_name_a_case(balls: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    prepared(balls, cache)
+    _, done = prepared(balls, cache, config=replace(CONFIG, spacing_mm=(1.0, 1.0, 1.0)))
+    assert len(done) == 6
+    first, second = (balls / "imagesTr" / f"case{i}_0000.nii.gz" for i in (0, 1))
+    first.write_bytes(second.read_bytes())
+    _, done = prepared(balls, cache)
+    assert len(done) == 1
+
+
+def test_unchanged_files_are_not_surveyed_again(balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = read_dataset(balls)
+    first = survey(dataset.cases, dataset.table, tmp_path)
+    monkeypatch.setattr(survey_module, "inspect_case", lambda case, table: pytest.fail("read again"))
+    assert survey(dataset.cases, dataset.table, tmp_path) == first
+
+
+def test_a_label_has_a_bounded_number_of_places() -> None:
+    labels = np.ones((20, 20, 20), np.uint8)
+    labels[0, 0, 0] = 2
+    places = places_of(labels, 3)
+    assert (places[:, 0] == 1).sum() == PLACES_PER_LABEL
+    assert places[places[:, 0] == 2].tolist() == [[2, 0, 0, 0]]
+    assert np.array_equal(places, places_of(labels, 3))
+
+
+def test_a_cache_that_cannot_be_made_is_refused(balls: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    grid = Grid("LPS", (1.0, 1.0, 1.0), Intensity(), read_dataset(balls).table)
+    with pytest.raises(OutputError, match="cannot write"):
+        prepare([], [], grid, tmp_path / "file" / "cache")

@@ -1,0 +1,116 @@
+"""The parts of a run, made from its config: network, prepared cases, samplers, validation set."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dropgen_rt.console import Console
+from dropgen_rt.errors import UsageError
+from dropgen_rt.train import checkpoint
+from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.dataset import Dataset, grid_of
+from dropgen_rt.train.distributed import Ranks
+from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild
+from dropgen_rt.train.prepare import Prepared, default_cache, made_folder, prepare
+from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
+from dropgen_rt.train.segmentors import MonaiConfig
+from dropgen_rt.train.survey import refuse_faults, survey
+from dropgen_rt.train.synthesis import RandomSource
+
+# Validation of synthetic data: this many fixed crops of the held-out label maps.
+SYNTHETIC_VALIDATION_CROPS = 12
+
+
+def make_network(dataset: Dataset, config: TrainConfig, encoder_path: Path | None) -> DropGen:
+    """The network that the config describes, its encoder loaded. Raises UsageError, ModelError."""
+    channels = len(dataset.channels)
+    encoder = _encoder(config, encoder_path)
+    features = encoder.config.out_channels * channels if encoder is not None else 0
+    inputs = features if config.method == "features" else channels + features
+    classes = len(dataset.labels) + 1
+    segmentor: UNetConfig | MonaiConfig
+    if config.segmentor == "unet":
+        segmentor = UNetConfig(inputs, classes, config.width, config.levels, padding_mode="zeros")
+    else:
+        segmentor = MonaiConfig(config.segmentor, inputs, classes, config.width, config.levels)
+    network = DropGen(segmentor, encoder.config if encoder else None, config.channel_drop, config.method)
+    if any(edge % network.stride or edge < network.smallest_edge for edge in config.window):
+        raise UsageError(
+            f"window {config.window}: with this encoder and segmentor, edges are multiples of {network.stride} "
+            f"from {network.smallest_edge} up"
+        )
+    if network.encoder is not None and encoder is not None:
+        network.encoder.load_state_dict(encoder.state_dict())
+    return network
+
+
+def _encoder(config: TrainConfig, path: Path | None) -> UNet | None:
+    if config.method == "erm":
+        if path is not None:
+            raise UsageError("method 'erm' takes no encoder; leave --encoder out or choose --method dropgen")
+        return None
+    if path is None:
+        raise UsageError(f"method {config.method!r} needs an encoder; name its file with --encoder")
+    return checkpoint.load_encoder(path)
+
+
+def start_from(path: Path, network: DropGen) -> None:
+    """Take the weights of a checkpoint of a like network. Raises UsageError if it is none."""
+    content = checkpoint.load(path)
+    if content["network"] | {"drop": 0} != network.description() | {"drop": 0}:
+        raise UsageError(f"{path}: a network of another layout; give the same --width, --levels and labels")
+    network.load_state_dict(content["state"])
+
+
+def load_network(path: Path) -> tuple[DropGen, dict]:
+    """The trained network in evaluation mode and the checkpoint's other content."""
+    content = checkpoint.load(path)
+    network = rebuild(content["network"])
+    network.load_state_dict(content["state"])
+    return network.eval(), content
+
+
+def prepared_cases(
+    data: Path, dataset: Dataset, config: TrainConfig, cache: Path | None, workers: int | None, ranks: Ranks,
+    console: Console,
+) -> tuple[list[Prepared], list[Prepared]]:  # fmt: skip
+    """Training and validation cases on the working grid; none where images are synthesised.
+
+    The first process prepares, the others find everything in the cache. Raises FaultyDatasetError, OutputError.
+    """
+    if dataset.synthesis is not None:
+        refuse_faults(data, dataset.faults, (), dataset.table)
+        return [], []
+    folder = made_folder(cache or default_cache())
+    training = dataset.few(config.subjects, config.seed)
+    cases = (*training, *dataset.validation)
+    if not ranks.first:
+        ranks.wait()
+    with console.progress("checking files", "cases") as progress:
+        findings = survey(dataset.cases, dataset.table, folder, workers, progress)
+    refuse_faults(data, dataset.faults, findings, dataset.table)
+    by_case = dict(zip(dataset.cases, findings, strict=True))
+    with console.progress("preparing", "cases") as progress:
+        grid = grid_of(dataset, config, config.intensity)
+        made = prepare(cases, [by_case[case] for case in cases], grid, folder, workers, progress)
+    if ranks.first:
+        ranks.wait()
+    return made[: len(training)], made[len(training) :]
+
+
+def make_sampler(dataset: Dataset, config: TrainConfig, cases: list[Prepared], device: torch.device) -> Sampler:
+    """Crops of the prepared cases, or synthesised ones, drawn on ``device``."""
+    if dataset.synthesis is not None:
+        return SyntheticSampler(dataset.few(config.subjects, config.seed), dataset, config, device)
+    return ScanSampler(cases, config)
+
+
+def validation_set(dataset: Dataset, config: TrainConfig, cases: list[Prepared]) -> list[tuple[NDArray, NDArray]]:
+    """Images (c, z, y, x) and labels (z, y, x): whole cases, or fixed synthetic crops."""
+    if dataset.synthesis is None:
+        return [(case.image, case.label) for case in cases]
+    sampler = SyntheticSampler(dataset.validation, dataset, config)
+    draws = (sampler.draw(RandomSource.seeded(config.seed, 1 << 40, i)) for i in range(SYNTHETIC_VALIDATION_CROPS))
+    return [(np.asarray(image), np.asarray(target)) for image, target in draws]

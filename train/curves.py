@@ -1,0 +1,58 @@
+"""Pictures of a training by matplotlib: its curves, and predictions beside labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dropgen_rt.atomic import atomic_path
+from dropgen_rt.manifest import Label
+
+DPI = 110
+
+
+def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Loss and validation Dice over steps, from the rows of metrics.csv."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    left = figure.add_subplot()
+    left.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], color="tab:blue")
+    left.set_xlabel("step")
+    left.set_ylabel("loss", color="tab:blue")
+    scored = [row for row in rows if row["dice"]]
+    right = left.twinx()
+    dice = [float(row["dice"]) for row in scored]
+    right.plot([int(row["step"]) for row in scored], dice, color="tab:orange", marker="o", markersize=3)
+    right.set_ylabel("mean validation Dice", color="tab:orange")
+    right.set_ylim(0, 1)
+    if dice:
+        left.set_title(f"best Dice {max(dice):.4f} at step {scored[int(np.nanargmax(dice))]['step']}")
+    save(figure, path)
+
+
+def draw_examples(
+    examples: Sequence[tuple[str, NDArray, NDArray, NDArray]], labels: Sequence[Label], path: Path
+) -> None:
+    """One row per (title, image (z, y, x), label, prediction): the slice with the most label, label, prediction."""
+    figure = Figure(figsize=(9, 3 * len(examples)), layout="constrained")
+    colours = ListedColormap([(0, 0, 0, 0), *(tuple(part / 255 for part in label.colour) for label in labels)])
+    for row, (title, image, label, prediction) in enumerate(examples):
+        plane = int(np.argmax((label > 0).sum((1, 2))))
+        for column, (name, overlay) in enumerate((("image", None), ("label", label), ("prediction", prediction))):
+            place = figure.add_subplot(len(examples), 3, 3 * row + column + 1)
+            place.imshow(image[plane], cmap="gray", vmin=0, vmax=1)
+            if overlay is not None:
+                place.imshow(overlay[plane], cmap=colours, vmin=0, vmax=len(labels), alpha=0.6, interpolation="nearest")
+            place.set_title(f"{title}: {name}" if column == 0 else name, fontsize=8)
+            place.axis("off")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; it appears whole or not at all."""
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, metadata={"Software": None})

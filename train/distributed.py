@@ -1,0 +1,153 @@
+"""Several processes, started by ``torchrun``, that train one model: one batch, one loss, one set of statistics.
+
+The global batch is divided among the processes. The loss is taken over all of it, and batch norms share
+their statistics, so that the number of processes changes nothing but rounding.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dropgen_rt.errors import UsageError
+
+Value = TypeVar("Value")
+# The first process may prepare a large data set while the others wait.
+PATIENCE = timedelta(hours=12)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among ``world``; 0 of 1 where there is one process."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> range:
+        """The places in the global batch that are this process's. Raises UsageError if they are not alike many."""
+        if batch % self.world:
+            raise UsageError(f"batch {batch} for {self.world} processes: give a multiple of {self.world}")
+        return range(self.rank, batch, self.world)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value, in their order; all processes must call."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def ranks_of_environment(device_type: str) -> Iterator[Ranks]:
+    """The process group that torchrun's environment describes; without one, a single process."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        yield Ranks()
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device_type == "cuda":
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local)
+    finally:
+        dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenate over processes. Backward assumes that every process computes the same of the result."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        context.size = len(own)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        # The same gradient reaches all processes, so the sum over them is a product.
+        first = dist.get_rank() * context.size
+        return gradient[first : first + context.size] * dist.get_world_size()
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes, forward and backward."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def gather_batch(own: Tensor, ranks: Ranks) -> Tensor:
+    """The global batch (b, …) from each process's part of it, differentiable."""
+    if ranks.world == 1:
+        return own
+    whole: Tensor = _Gather.apply(own.contiguous())
+    return whole
+
+
+class SharedBatchNorm(nn.BatchNorm3d):
+    """A batch norm whose statistics are those of all processes. PyTorch's own needs CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        axes = (0, 2, 3, 4)
+        count = values.numel() // values.shape[1] * dist.get_world_size()
+        sums: Tensor = _Sum.apply(torch.stack([values.sum(axes), (values * values).sum(axes)]))
+        mean = sums[0] / count
+        variance = (sums[1] / count - mean * mean).clamp_min(0)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            momentum = self.momentum or 0.0
+            self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)  # type: ignore[union-attr]
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shape = (1, -1, 1, 1, 1)
+        return (values * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+
+
+def share_batch_norms(network: nn.Module, ranks: Ranks) -> None:
+    """Replace every learning batch norm, in place; names and states stay."""
+    if ranks.world == 1:
+        return
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm3d) and any(p.requires_grad for p in child.parameters()):
+                shared = SharedBatchNorm(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                setattr(module, name, shared)
+
+
+def parallel(network: nn.Module, ranks: Ranks) -> nn.Module:
+    """The network whose backward averages gradients over processes; itself where there is one."""
+    if ranks.world == 1:
+        return network
+    return nn.parallel.DistributedDataParallel(network)

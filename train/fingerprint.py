@@ -1,0 +1,130 @@
+"""What a data set looks like, and the spacing, window and intensities that follow from it."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from dropgen_rt.atomic import atomic_path
+from dropgen_rt.manifest import Intensity
+from dropgen_rt.train.survey import PERCENTILES, Finding
+
+Modality = Literal["CT", "MR"]
+# Hounsfield units that the paper clips CT to.
+CT_RANGE = Intensity("range", -1024.0, 1024.0)
+# A scan with whole numbers down to here, whatever its channel's name, is CT: air is -1000.
+CT_AIR = -500.0
+# An axis this many times coarser than the others keeps finer scans fine, as nnU-Net does.
+ANISOTROPIC, FINE_PERCENTILE = 3.0, 10
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Medians and spreads over the training cases. Sizes and spacings are (x, y, z), LPS.
+
+    ``intensities`` holds per channel the median over cases of the percentiles 0.5, 50 and 99.5 of whole scans
+    and, after them, of labelled voxels; ``label_voxels`` the share of each label among labelled voxels.
+    """
+
+    cases: int
+    channels: tuple[str, ...]
+    modality: Modality
+    spacing_mm: tuple[float, float, float]
+    spacing_range_mm: tuple[tuple[float, float], ...]
+    target_spacing_mm: tuple[float, float, float]
+    size: tuple[int, int, int]
+    extent_mm: tuple[float, float, float]
+    intensities: tuple[tuple[float, ...], ...]
+    label_voxels: tuple[float, ...]
+
+    @staticmethod
+    def of(findings: Sequence[Finding], channels: tuple[str, ...]) -> "Fingerprint":
+        """The fingerprint of sound findings; at least one."""
+        spacings = np.array([finding.spacing_mm for finding in findings])
+        sizes = np.array([finding.size for finding in findings])
+        voxels = np.array([finding.voxels for finding in findings], float)
+        medians = np.median(spacings, 0)
+        return Fingerprint(
+            cases=len(findings),
+            channels=channels,
+            modality=_modality(findings, channels),
+            spacing_mm=_rounded(medians),
+            spacing_range_mm=tuple(
+                (round(float(low), 4), round(float(high), 4))
+                for low, high in zip(spacings.min(0), spacings.max(0), strict=True)
+            ),
+            target_spacing_mm=_target(spacings, medians),
+            size=_whole(np.median(sizes, 0)),
+            extent_mm=_rounded(np.median(sizes * spacings, 0)),
+            intensities=tuple(
+                tuple(float(f"{value:.5g}") for value in row)
+                for row in np.median(np.array([finding.percentiles for finding in findings]), 0)
+            ),
+            label_voxels=tuple(round(float(share), 5) for share in voxels.sum(0) / max(voxels.sum(), 1)),
+        )
+
+    def intensity(self) -> Intensity:
+        """CT: the paper's fixed range; else percentiles of each scan."""
+        return CT_RANGE if self.modality == "CT" else Intensity()
+
+    def window(self, voxels: int, stride: int, smallest: int, spacing_mm: Sequence[float]) -> tuple[int, int, int]:
+        """(z, y, x): the median scan where ``voxels`` allows, else its longest edges cut; multiples of ``stride``."""
+        wanted = [extent / mm for extent, mm in zip(self.extent_mm[::-1], tuple(spacing_mm)[::-1], strict=True)]
+        edges = [max(math.ceil(edge / stride) * stride, smallest) for edge in wanted]
+        while math.prod(edges) > voxels and max(edges) > smallest:
+            # The edge that covers its axis best gives way first.
+            cover = [edge / want if edge > smallest else 0.0 for edge, want in zip(edges, wanted, strict=True)]
+            edges[int(np.argmax(cover))] -= stride
+        return edges[0], edges[1], edges[2]
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        by = " x ".join
+        rows = [
+            f"{self.cases} training cases, {self.modality}, channels {', '.join(self.channels)}",
+            f"median size {by(map(str, self.size))} voxels of {by(f'{mm:g}' for mm in self.spacing_mm)} mm (x, y, z)",
+        ]
+        for name, row in zip(self.channels, self.intensities, strict=True):
+            whole, inside = row[: len(PERCENTILES)], row[len(PERCENTILES) :]
+            rows.append(
+                f"{name}: percentiles {', '.join(f'{p:g}' for p in PERCENTILES)} are "
+                f"{', '.join(f'{v:g}' for v in whole)} in the scan, {', '.join(f'{v:g}' for v in inside)} in the labels"
+            )
+        return rows
+
+    def save(self, path: Path) -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def _modality(findings: Sequence[Finding], channels: tuple[str, ...]) -> Modality:
+    if all(name.strip().upper() == "CT" for name in channels):
+        return "CT"
+    if any(name.strip().upper().startswith(("MR", "T1", "T2", "FLAIR", "PD", "ADC")) for name in channels):
+        return "MR"
+    hounsfield = [finding.integers and finding.lowest <= CT_AIR for finding in findings]
+    return "CT" if np.mean(hounsfield) > 0.5 else "MR"
+
+
+def _target(spacings: np.ndarray, medians: np.ndarray) -> tuple[float, float, float]:
+    target = medians.copy()
+    axis = int(np.argmax(medians))
+    others = np.delete(medians, axis)
+    if medians[axis] > ANISOTROPIC * others.max():
+        target[axis] = max(np.percentile(spacings[:, axis], FINE_PERCENTILE), others.max())
+    return _rounded(target)
+
+
+def _rounded(values: np.ndarray) -> tuple[float, float, float]:
+    """Three significant digits: 0.7199997 is a header's rounding of 0.72."""
+    x, y, z = (float(f"{value:.3g}") for value in values)
+    return x, y, z
+
+
+def _whole(values: np.ndarray) -> tuple[int, int, int]:
+    x, y, z = (round(float(value)) for value in values)
+    return x, y, z

@@ -1,0 +1,123 @@
+"""What stands in a run folder when training is over: scores of every subject, examples, a summary."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import dropgen_rt
+from dropgen_rt.atomic import atomic_path
+from dropgen_rt.console import Console
+from dropgen_rt.evaluate import TOLERANCE_MM, Score, mean_of, scores_of, write_scores
+from dropgen_rt.kernels import Normalisation
+from dropgen_rt.slide import argmax_labels, slide
+from dropgen_rt.train.assemble import load_network
+from dropgen_rt.train.config import TrainConfig, build_config
+from dropgen_rt.train.curves import draw_examples
+from dropgen_rt.train.dataset import Dataset, grid_of, read_dataset
+from dropgen_rt.train.device import choose_device
+from dropgen_rt.train.layout import Case
+from dropgen_rt.train.loop import fast_cpu, torch_infer
+from dropgen_rt.train.network import DropGen
+from dropgen_rt.train.prepare import Prepared, default_cache, prepare
+from dropgen_rt.train.report import read_metrics
+from dropgen_rt.train.survey import survey
+from dropgen_rt.windows import WindowPlan
+
+EXAMPLES = 4
+
+
+@fast_cpu()
+def finish(
+    data: Path,
+    out: Path,
+    device: str = "cpu",
+    *,
+    split: Path | None = None,
+    cache: Path | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score ``out/best.pt`` on validation and test cases; write their scores, examples.png and summary.json.
+
+    ``validation.csv`` and ``test.csv`` hold Dice, HD95 and surface Dice of every subject and label on the working
+    grid, the JSON of the same name their means. Where images are synthesised there is nothing to score. Returns
+    the summary. Raises ModelError, InputError, OutputError.
+    """
+    console = console or Console(quiet=True)
+    network, content = load_network(out / "best.pt")
+    network.to(choose_device(device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    dataset, config = read_dataset(data, split), build_config(content["config"])
+    summary: dict[str, Any] = {
+        "dropgen_rt": dropgen_rt.__version__,
+        "dataset": content["dataset"],
+        "method": config.method,
+        "best_step": content["progress"]["step"],
+        "best_validation_dice": content["progress"]["validation_dice"],
+        "seconds": _seconds(out),
+    }
+    if dataset.synthesis is None:
+        for name, cases in (("validation", dataset.validation), ("test", dataset.testing)):
+            if cases:
+                summary[name] = _score(name, cases, dataset, config, network, out, cache, console)
+    with atomic_path(out / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _score(
+    name: str, cases: Sequence[Case], dataset: Dataset, config: TrainConfig, network: DropGen, out: Path,
+    cache: Path | None, console: Console,
+) -> dict[str, object]:  # fmt: skip
+    folder = cache or default_cache()
+    findings = survey(cases, dataset.table, folder)
+    prepared = prepare(cases, findings, grid_of(dataset, config, config.intensity), folder)
+    scores: list[Score] = []
+    found = []
+    with console.progress(f"scoring {name}", "cases") as progress:
+        for done, case in enumerate(prepared, 1):
+            found.append(predict(network, case.image, config))
+            scores += scores_of(found[-1], case.label, dataset.table, config.spacing_mm, TOLERANCE_MM, case.name)
+            progress(done, len(prepared))
+    write_scores(out / f"{name}.json", out / "best.pt", Path(dataset.name), scores, TOLERANCE_MM)
+    if name == "validation":
+        draw_examples(_examples(prepared, found, scores), dataset.labels, out / "examples.png")
+    means = {label.name: [s for s in scores if s.value == label.value] for label in dataset.labels}
+    return {
+        "cases": len(prepared),
+        "mean_dice": _known(mean_of([score.dice for score in scores])),
+        "dice": {label: _known(mean_of([score.dice for score in some])) for label, some in means.items()},
+        "hd95_mm": {label: _known(mean_of([score.hd95_mm for score in some])) for label, some in means.items()},
+        "surface_dice": {label: _known(mean_of([s.surface_dice for s in some])) for label, some in means.items()},
+    }
+
+
+def predict(network: DropGen, image: NDArray[np.float32], config: TrainConfig) -> NDArray[np.unsignedinteger]:
+    """(z, y, x) labels of a prepared image (channels, z, y, x), by the inference road with the paper's overlap."""
+    plan = WindowPlan.cover(image.shape[1:], config.window, 0.5)
+    classes = network.segmentor.config.out_channels
+    window = np.ascontiguousarray(image)
+    infer = torch_infer(network, config.precision)
+    return argmax_labels(*slide(window, plan, Normalisation.identity(len(window)), infer, classes))
+
+
+def _examples(
+    prepared: Sequence[Prepared], found: Sequence[NDArray], scores: Sequence[Score]
+) -> list[tuple[str, NDArray, NDArray, NDArray]]:
+    """From the worst case to the best, evenly: a picture of only good ones would flatter."""
+    dice = [mean_of([score.dice for score in scores if score.subject == case.name]) for case in prepared]
+    order = np.argsort(dice)
+    chosen = order[np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)]
+    return [(f"{prepared[i].name} ({dice[i]:.3f})", prepared[i].image[0], prepared[i].label, found[i]) for i in chosen]
+
+
+def _seconds(out: Path) -> float | None:
+    rows = read_metrics(out)
+    return float(rows[-1]["seconds"]) if rows else None
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,161 @@
+"""Cases on the working grid, prepared once into a cache: the runtime's own preprocessing, in several processes.
+
+Torch is not imported here: the work runs in processes that would each pay for it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dropgen_rt.atomic import atomic_group, output_error
+from dropgen_rt.dataset_labels import LabelTable
+from dropgen_rt.errors import GeometryError, UnsuitableInputError
+from dropgen_rt.evaluate import same_grid
+from dropgen_rt.manifest import Intensity
+from dropgen_rt.preprocess import labels_to_working_grid, normalisation, to_working_grid
+from dropgen_rt.store import home
+from dropgen_rt.train.layout import Case
+from dropgen_rt.train.parallel import each
+from dropgen_rt.train.survey import SAME_GRID, Finding
+from dropgen_rt.volume import Volume, read_label_map, read_scan
+
+FORMAT = "dropgen-rt prepared case 1"
+# Voxels kept per label to centre crops on; drawn once, so that a crop need not search a whole scan.
+PLACES_PER_LABEL = 4096
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What decides a prepared case beside its files: the working grid, the intensities, the merged labels."""
+
+    orientation: str
+    spacing_mm: tuple[float, float, float]
+    intensity: Intensity
+    table: LabelTable
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One case on the working grid.
+
+    ``image`` (channels, z, y, x) float32 in [0, 1], ``label`` (z, y, x) uint8, both perhaps memory-mapped;
+    ``places`` (n, 4) int32 rows of label value, z, y, x: voxels of each label.
+    """
+
+    name: str
+    image: NDArray[np.float32]
+    label: NDArray[np.unsignedinteger]
+    places: NDArray[np.int32]
+
+
+def on_working_grid(case: Case, grid: Grid) -> tuple[NDArray, NDArray]:
+    """Image (channels, z, y, x) float32 in [0, 1] and labels (z, y, x) uint8. Raises an InputError."""
+    volumes = [read_scan(path).volume for path in case.images]
+    labels, geometry = read_label_map(case.label)
+    for volume in volumes:
+        if not same_grid(volume.geometry, geometry, SAME_GRID * min(geometry.spacing_mm)):
+            raise GeometryError(
+                f"{case.label}: shape {labels.shape}, its image has {volume.geometry.shape}; they must match, "
+                "and in place and spacing too"
+            )
+    stacked = Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].geometry)
+    working = to_working_grid(stacked, grid.orientation, grid.spacing_mm)
+    try:
+        scale = normalisation(working, grid.intensity)
+    except UnsuitableInputError as error:
+        raise UnsuitableInputError(f"{case.images[0]}: {error}") from error
+    shape = (-1, 1, 1, 1)
+    lower, upper, offset, factor = (
+        np.array(values, np.float32).reshape(shape) for values in (scale.lower, scale.upper, scale.offset, scale.scale)
+    )
+    image = (np.clip(working.array, lower, upper) - offset) * factor
+    target = labels_to_working_grid(grid.table.merge(labels), geometry, grid.orientation, grid.spacing_mm)
+    return image.astype(np.float32), target
+
+
+def places_of(label: NDArray[np.integer], labels: int) -> NDArray[np.int32]:
+    """(n, 4) int32: label value and voxel (z, y, x), at most PLACES_PER_LABEL of each label, drawn by a fixed seed."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for value in range(1, labels + 1):
+        voxels = np.argwhere(label == value)
+        if len(voxels) > PLACES_PER_LABEL:
+            voxels = voxels[np.sort(rng.choice(len(voxels), PLACES_PER_LABEL, replace=False))]
+        rows.append(np.column_stack([np.full(len(voxels), value), voxels]))
+    return np.concatenate(rows).astype(np.int32)
+
+
+def default_cache() -> Path:
+    """Below the user's data folder; safe to delete."""
+    return home() / "cache" / "prepared"
+
+
+def made_folder(folder: Path) -> Path:
+    """``folder``, made if need be. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return folder
+
+
+def prepare(
+    cases: Sequence[Case],
+    findings: Sequence[Finding],
+    grid: Grid,
+    cache: Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Prepared]:
+    """Every case on the working grid, from ``cache`` where it is there already; a stopped preparation goes on.
+
+    A cached case is named by the content of its files and by the settings, so that a changed one is another.
+    Arrays are memory-mapped. Raises OutputError if the cache cannot be written.
+    """
+    made_folder(cache)
+    keys = [_key(finding, grid) for finding in findings]
+    missing = [(case, key) for case, key in zip(cases, keys, strict=True) if not _is_there(cache, key)]
+    if missing:
+        each(partial(_write, grid=grid, cache=cache), missing, workers, progress)
+    return [load(cache, key, case.name) for case, key in zip(cases, keys, strict=True)]
+
+
+def in_memory(case: Case, grid: Grid) -> Prepared:
+    """A case prepared without a cache."""
+    image, label = on_working_grid(case, grid)
+    return Prepared(case.name, image, label, places_of(label, len(grid.table.labels)))
+
+
+def _key(finding: Finding, grid: Grid) -> str:
+    note: list[object] = [FORMAT, finding.digests, grid.orientation, grid.spacing_mm, asdict(grid.intensity)]
+    note += [grid.table.sources, PLACES_PER_LABEL]
+    return hashlib.sha256(json.dumps(note).encode()).hexdigest()[:32]
+
+
+def _paths(cache: Path, key: str) -> list[Path]:
+    return [cache / f"{key}.{part}.npy" for part in ("image", "label", "places")]
+
+
+def _is_there(cache: Path, key: str) -> bool:
+    return all(path.is_file() for path in _paths(cache, key))
+
+
+def _write(item: tuple[Case, str], grid: Grid, cache: Path) -> None:
+    case, key = item
+    made = in_memory(case, grid)
+    with atomic_group(_paths(cache, key)) as temporaries:
+        for path, array in zip(temporaries, (made.image, made.label, made.places), strict=True):
+            with path.open("wb") as file:
+                np.save(file, array)
+
+
+def load(cache: Path, key: str, name: str) -> Prepared:
+    """A case of the cache, memory-mapped."""
+    image, label, places = (np.load(path, mmap_mode="r") for path in _paths(cache, key))
+    return Prepared(name, image, label, np.asarray(places))

@@ -1,0 +1,88 @@
+"""A run from a person's options: the data set is looked at, what was not given is chosen, then it trains."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dropgen_rt.console import Console
+from dropgen_rt.errors import UsageError
+from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, read_toml
+from dropgen_rt.train.dataset import Dataset, read_dataset
+from dropgen_rt.train.fingerprint import Fingerprint
+from dropgen_rt.train.prepare import default_cache, made_folder
+from dropgen_rt.train.segmentors import SWIN_STRIDE
+from dropgen_rt.train.survey import refuse_faults, survey
+
+# The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
+ENCODER_STRIDE, SMALLEST_EDGE = 16, 32
+
+
+def configure(
+    data: Path,
+    out: Path,
+    *,
+    preset: str,
+    file: Path | None,
+    options: Mapping[str, Any],
+    assignments: Sequence[str],
+    split: Path | None,
+    cache: Path | None,
+    workers: int | None,
+    console: Console,
+    resume: bool = False,
+) -> TrainConfig:
+    """The config of a run: preset, then the data set's fingerprint, then file, options and assignments.
+
+    Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Raises InputError with
+    every fault of the data set, or UsageError.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
+    given: list[Mapping[str, Any]] = [options, parse_assignments(assignments)]
+    if file is not None:
+        given.insert(0, read_toml(file))
+    if resume and (out / "config.toml").is_file():
+        return build_config(read_toml(out / "config.toml"), *given)
+    wanted = build_config(PRESETS[preset], *given)
+    dataset = read_dataset(data, split)
+    if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
+        return wanted
+    found = fingerprint(data, dataset, cache, workers, console)
+    found.save(made_folder(out) / "fingerprint.json")
+    for line in found.lines():
+        console.line(line)
+    config = build_config(PRESETS[preset], suggest(found, wanted, given), *given)
+    console.line(
+        f"spacing {_by(config.spacing_mm)} mm (x, y, z), window {_by(config.window)} voxels (z, y, x), "
+        f"intensities by {config.intensity.kind} {config.intensity.lower:g} to {config.intensity.upper:g}"
+    )
+    return config
+
+
+def fingerprint(data: Path, dataset: Dataset, cache: Path | None, workers: int | None, console: Console) -> Fingerprint:
+    """Of the training cases, once every file has been found sound. Raises FaultyDatasetError."""
+    with console.progress("checking files", "cases") as progress:
+        findings = survey(dataset.cases, dataset.table, made_folder(cache or default_cache()), workers, progress)
+    refuse_faults(data, dataset.faults, findings, dataset.table)
+    return Fingerprint.of(findings[: len(dataset.training)], dataset.channels)
+
+
+def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Spacing, window and intensities that follow from the data set, where they were not given.
+
+    ``wanted.window``, the preset's, is the most voxels that a window may have.
+    """
+    named = {name for layer in given for name in layer}
+    spacing = wanted.spacing_mm if "spacing_mm" in named else found.target_spacing_mm
+    stride = max(2**wanted.levels, SWIN_STRIDE if wanted.segmentor == "swinunetr" else 0, ENCODER_STRIDE)
+    voxels = wanted.window[0] * wanted.window[1] * wanted.window[2]
+    intensity = found.intensity()
+    return {
+        "spacing_mm": spacing,
+        "window": found.window(voxels, stride, max(SMALLEST_EDGE, stride), spacing),
+        "intensity": {"kind": intensity.kind, "lower": intensity.lower, "upper": intensity.upper},
+    }
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)

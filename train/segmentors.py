@@ -1,0 +1,82 @@
+"""Segmentation networks beside the reference U-Net: MONAI's DynUNet, SegResNet and SwinUNETR.
+
+The method is agnostic to them: each takes (b, in, z, y, x) and gives logits (b, out, z, y, x).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+SegmentorKind = Literal["unet", "dynunet", "segresnet", "swinunetr"]
+SEGMENTORS: tuple[SegmentorKind, ...] = ("unet", "dynunet", "segresnet", "swinunetr")
+# SwinUNETR halves five times whatever is asked, and its widths are multiples of twelve.
+SWIN_STRIDE, SWIN_WIDTH = 32, 12
+
+
+@dataclass(frozen=True)
+class MonaiConfig:
+    """What determines one of MONAI's networks; ``width`` channels at full resolution, ``levels`` halvings."""
+
+    kind: SegmentorKind
+    in_channels: int
+    out_channels: int
+    width: int = 20
+    levels: int = 4
+
+    @property
+    def stride(self) -> int:
+        """Edges of an input must be multiples of this many voxels."""
+        return SWIN_STRIDE if self.kind == "swinunetr" else 2**self.levels
+
+    @property
+    def smallest_edge(self) -> int:
+        """Instance norms need more than one voxel at the bottleneck."""
+        return self.stride * 2
+
+
+class MonaiSegmentor(nn.Module):
+    """One of MONAI's networks under the name ``net``, with the configuration that rebuilds it."""
+
+    def __init__(self, config: MonaiConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.net = _MAKERS[config.kind](config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def _dynunet(config: MonaiConfig) -> nn.Module:
+    from monai.networks.nets import DynUNet
+
+    filters = [min(config.width * 2**level, 320) for level in range(config.levels + 1)]
+    strides = [1] + [2] * config.levels
+    net: nn.Module = DynUNet(
+        3, config.in_channels, config.out_channels, [3] * len(strides), strides, strides[1:], filters=filters
+    )
+    return net
+
+
+def _segresnet(config: MonaiConfig) -> nn.Module:
+    from monai.networks.nets import SegResNet
+
+    # Group norm divides channels by eight; MONAI's default depth grows, ours follows ``levels``.
+    width = max(8, config.width - config.width % 8)
+    net: nn.Module = SegResNet(
+        3, width, config.in_channels, config.out_channels,
+        blocks_down=(1, *[2] * config.levels), blocks_up=(1,) * config.levels,
+    )  # fmt: skip
+    return net
+
+
+def _swinunetr(config: MonaiConfig) -> nn.Module:
+    from monai.networks.nets import SwinUNETR
+
+    width = max(SWIN_WIDTH, config.width - config.width % SWIN_WIDTH)
+    net: nn.Module = SwinUNETR(config.in_channels, config.out_channels, feature_size=width)
+    return net
+
+
+_MAKERS: dict[str, Any] = {"dynunet": _dynunet, "segresnet": _segresnet, "swinunetr": _swinunetr}

@@ -1,0 +1,179 @@
+"""Every file of a data set read once before training: what is wrong with it, and what it looks like.
+
+Torch is not imported here: the work runs in processes that would each pay for it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dropgen_rt.atomic import atomic_path
+from dropgen_rt.dataset_labels import LabelTable
+from dropgen_rt.errors import DropgenError, FaultyDatasetError
+from dropgen_rt.evaluate import same_grid
+from dropgen_rt.geometry import Geometry
+from dropgen_rt.train.layout import Case
+from dropgen_rt.train.parallel import each
+from dropgen_rt.volume import Scan, read_label_map, read_scan
+
+FORMAT = "dropgen-rt survey 1"
+PERCENTILES = (0.5, 50.0, 99.5)
+# Image and label are on one grid if no corner is further apart than this share of the smallest voxel edge.
+SAME_GRID = 0.1
+# Every so many voxels of a scan are enough for its percentiles.
+SAMPLED_VOXELS = 200_000
+SHOWN_FAULTS = 50
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One case as it lies on disk. ``size`` and ``spacing_mm`` are (x, y, z) of the LPS-oriented scan.
+
+    ``percentiles`` holds per channel those of PERCENTILES over the whole scan and, after them, inside the
+    labels; ``voxels`` the count of each label of the table, background left out.
+    """
+
+    case: str
+    faults: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+    size: tuple[int, int, int] = (0, 0, 0)
+    spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    percentiles: tuple[tuple[float, ...], ...] = ()
+    lowest: float = 0.0
+    integers: bool = False
+    voxels: tuple[int, ...] = field(default_factory=tuple)
+
+
+def inspect_case(case: Case, table: LabelTable) -> Finding:
+    """Read a case's files; what is wrong stands in ``faults``, nothing is raised for it."""
+    faults: list[str] = []
+    scans = [scan for scan in (_tried(partial(read_scan, path), faults) for path in case.images) if scan]
+    label = _tried(partial(read_label_map, case.label), faults)
+    if label is None or len(scans) != len(case.images):
+        return Finding(case.name, tuple(faults))
+    labels, geometry = label
+    for scan in scans:
+        tolerance = SAME_GRID * min(geometry.spacing_mm)
+        if not same_grid(scan.volume.geometry, geometry, tolerance):
+            faults.append(
+                f"{case.label}: its grid {_grid(geometry)} is not that of {scan.path.name}, "
+                f"{_grid(scan.volume.geometry)}; resample it to the image"
+            )
+    values = np.unique(labels)
+    strange = sorted({int(value) for value in values} - table.known)
+    if strange:
+        shown = ", ".join(map(str, strange[:8])) + (" …" if len(strange) > 8 else "")
+        faults.append(
+            f'{case.label}: values that dataset.json does not list: {shown}; add them, as "background": [0, …] '
+            "if they are none of the labels"
+        )
+    merged = table.merge(labels)
+    voxels = np.bincount(merged.ravel(), minlength=len(table.labels) + 1)[1:]
+    if not voxels.any():
+        faults.append(f"{case.label}: no voxel of any label; remove the case or label it")
+    if faults:
+        return Finding(case.name, tuple(faults), voxels=tuple(map(int, voxels)))
+    return _described(case, scans, merged, voxels)
+
+
+def _tried(read: Callable[[], Read], faults: list[str]) -> Read | None:
+    try:
+        return read()
+    except DropgenError as error:
+        faults.append(str(error))
+        return None
+
+
+def _grid(geometry: Geometry) -> str:
+    size = " x ".join(map(str, geometry.size))
+    return f"({size} voxels of " + " x ".join(f"{mm:.4g}" for mm in geometry.spacing_mm) + " mm)"
+
+
+def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.ndarray) -> Finding:
+    oriented, _ = scans[0].volume.geometry.reoriented("LPS")
+    inside = merged > 0
+    step = max(merged.size // SAMPLED_VOXELS, 1)
+    percentiles = []
+    for scan in scans:
+        array = scan.volume.array[0]
+        both = np.percentile(array.ravel()[::step], PERCENTILES), np.percentile(array[inside], PERCENTILES)
+        percentiles.append(tuple(float(value) for value in np.concatenate(both)))
+    return Finding(
+        case.name,
+        (),
+        (*(scan.sha256 for scan in scans), hashlib.sha256(case.label.read_bytes()).hexdigest()),
+        oriented.size,
+        oriented.spacing_mm,
+        tuple(percentiles),
+        min(float(scan.volume.array.min()) for scan in scans),
+        all(np.array_equal(scan.volume.array, np.rint(scan.volume.array)) for scan in scans),
+        tuple(map(int, voxels)),
+    )
+
+
+def survey(
+    cases: Sequence[Case],
+    table: LabelTable,
+    cache: Path | None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Finding]:
+    """A finding per case. With ``cache`` files that have not changed since an earlier survey are not read again."""
+    return each(partial(_remembered, table=table, cache=cache), cases, workers, progress)
+
+
+def _remembered(case: Case, table: LabelTable, cache: Path | None) -> Finding:
+    if cache is None:
+        return inspect_case(case, table)
+    path = cache / f"{_key(case, table)}.json"
+    if path.is_file():
+        try:
+            return _finding(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError):
+            pass  # a damaged note is written again
+    finding = inspect_case(case, table)
+    if not finding.faults:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(asdict(finding)), encoding="utf-8")
+    return finding
+
+
+def _key(case: Case, table: LabelTable) -> str:
+    """Of paths, sizes and times, because hashing the content would read what the note is to spare."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]
+    note = [FORMAT, case.name, stats, table.sources, table.background]
+    return hashlib.sha256(json.dumps(note).encode()).hexdigest()[:32]
+
+
+def _finding(data: dict) -> Finding:
+    return Finding(**{key: _frozen(value) for key, value in data.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def refuse_faults(folder: Path, naming: Sequence[str], findings: Sequence[Finding], table: LabelTable) -> None:
+    """Raise FaultyDatasetError with every fault of a data set, those of its names first."""
+    faults = [*naming, *(fault for finding in findings for fault in finding.faults)]
+    counts = np.zeros(len(table.labels), np.int64)
+    for finding in findings:
+        if finding.voxels:
+            counts += np.array(finding.voxels)
+    if findings and not all(finding.faults and not finding.voxels for finding in findings):
+        absent = [label.name for label, count in zip(table.labels, counts, strict=True) if not count]
+        faults += [
+            f"label {name!r}: in no case; remove it from dataset.json or add a case that has it" for name in absent
+        ]
+    if faults:
+        shown = [f"  - {fault}" for fault in faults[:SHOWN_FAULTS]]
+        more = [f"  and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
+        head = f"{folder}: {len(faults)} fault{'s' * (len(faults) > 1)} found before the first step; correct them all:"
+        raise FaultyDatasetError("\n".join([head, *shown, *more]))
