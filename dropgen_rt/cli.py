@@ -111,10 +111,6 @@ def evaluate(prediction: Path, label: Path, labels: Path | None, tolerance_mm: f
         click.echo(line)
 
 
-for command in (cli_export.export, cli_engines.build_engine, cli_engines.verify, cli_engines.doctor, cli_models.models):
-    main.add_command(command)
-
-
 def _require(module: str, extra: str) -> None:
     """Refuse, before a slow import fails, a command whose extra is not installed."""
     from importlib.util import find_spec
@@ -123,9 +119,11 @@ def _require(module: str, extra: str) -> None:
         raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
 
 
-main.add_command(bench)
-main.add_command(cli_train.train)
-main.add_command(cli_train.encoders)
+for command in (
+    bench, cli_train.train, cli_train.encoders, cli_export.export, cli_engines.build_engine, cli_engines.verify,
+    cli_engines.doctor, cli_models.models,
+):  # fmt: skip
+    main.add_command(command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("home")
 
 COMMAND = Path(sys.executable).with_name("dropgen-rt")
 VERBS = (
-    "infer", "inspect", "bench", "train", "pretrain-encoder", "encoders", "export", "build-engine", "evaluate", "verify",
-    "doctor", "models",
+    "infer", "inspect", "bench", "train", "pretrain-encoder", "encoders", "export", "build-engine", "evaluate",
+    "verify", "doctor", "models",
 )  # fmt: skip
 SIZE = (20, 18, 9)
 RESULTS = ["_seg.json", "_seg.nii.gz", "_seg.png"]
