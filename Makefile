@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 # The four rooms become one package only when installed, so mypy looks at an installed copy.
 types: $(VENV)/.dev
 	rm -rf build/types
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target build/types .
+	DROPGEN_RT_CUDA=0 $(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p dropgen_rt
 
 # niivue, for infer --report, by npm and the lock file beside it; wheels are built with it.
