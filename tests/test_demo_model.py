@@ -1,4 +1,4 @@
-"""The model in the package, on real heads: the number it must reach, skull on in three contrasts, and all 48 orientations of one."""
+"""The model in the package on real heads: its numbers, heads with the skull on, and all 48 orientations of one."""
 
 import json
 import subprocess
