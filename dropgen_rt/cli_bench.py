@@ -48,14 +48,14 @@ def measure(
     """Seconds of every way in every round, our stages, and Dice against the fp32 reference where there is one."""
     from dropgen_rt.engines import open_engine
     from dropgen_rt.segment import segment
-    from dropgen_rt.store import cache_folder, open_named
+    from dropgen_rt.store import open_named
     from dropgen_rt.volume import read_scan
 
     opened, source = open_named(model), read_scan(scan)
     seconds: dict[str, list[float]] = {}
     labels: dict[str, np.ndarray] = {}
     stages: list[dict[str, float]] = []
-    with open_engine(opened, "auto", cache_folder()) as engine:
+    with open_engine(opened) as engine:
 
         def ours() -> np.ndarray:
             result = segment(source, opened, engine=engine)
