@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dropgen_rt.errors import ModelError
 from dropgen_rt.kernels import Normalisation, extremes
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -45,7 +46,10 @@ class AirLogits:
         self._known: NDArray[np.float32] | None = None
 
     def logits(self) -> NDArray[np.float32]:
-        """(1, K, wz, wy, wx) float32."""
+        """(1, K, wz, wy, wx) float32. Raises ModelError if the network fails on zeros."""
         if self._known is None:
-            self._known = self._infer(np.zeros(self._shape, np.float32)).copy()
+            try:
+                self._known = self._infer(np.zeros(self._shape, np.float32)).copy()
+            except RuntimeError as error:
+                raise ModelError("the network fails on a window of zeros; run it with --every-window") from error
         return self._known

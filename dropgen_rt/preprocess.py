@@ -92,8 +92,7 @@ def normalisation(working: Volume, intensity: Intensity) -> Normalisation:
     """The per-channel clip and scale of this scan. Raises UnsuitableInputError if a channel has no contrast."""
 
     def of_channel(channel: int, percents: Sequence[float]) -> list[float]:
-        values = working.array[channel]
-        return percentiles(values, percents)
+        return percentiles(np.ascontiguousarray(working.array[channel]), percents)
 
     return normalisation_of(of_channel, len(working.array), intensity)
 

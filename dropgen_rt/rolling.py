@@ -71,7 +71,7 @@ def layers(plan: WindowPlan, z: AxisMap, totals_z: NDArray[np.float32]) -> Itera
 
 
 def _ring_starts(start: int, window: int, depth: int) -> tuple[int, ...]:
-    if start < 0:  # one layer, an image smaller than the window
+    if window > depth:  # one layer, an image smaller than the window: what sticks out is padding, not another plane
         return (start,)
     slot = start % depth
     return (slot, slot - depth) if slot + window > depth else (slot,)

@@ -194,9 +194,13 @@ def _roll_on_cpu(
 
 
 def _warm_up(engine: Engine, manifest: Manifest) -> None:
-    """One window through a new engine: it takes its workspace then, which the prediction of memory must see."""
+    """One window through a new engine: it takes its workspace then, which the prediction of memory must see.
+
+    A ramp, not zeros: some networks look for what is not zero first, and fail where there is nothing.
+    """
     if engine not in _WARM:
-        engine.infer(np.zeros((1, len(manifest.channels), *manifest.window), np.float32))
+        shape = (1, len(manifest.channels), *manifest.window)
+        engine.infer(np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape))
         _WARM.add(engine)
 
 

@@ -22,7 +22,6 @@ from dropgen_rt.train.loop import load_network
 from dropgen_rt.volume import read_label_map, read_scan
 from dropgen_rt.windows import WindowPlan
 
-ENCODER = Path(__file__).parents[1] / "examples" / "brain9" / "encoder.pt"
 HELD_OUT = "hippocampus_393"
 CASES = 10
 
@@ -47,7 +46,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(source / "dataset.json", data / "dataset.json")
     shutil.copyfile(labels[-1], work / "label.nii.gz")
     shutil.copyfile(source / "imagesTr" / labels[-1].name.replace(".nii.gz", "_0000.nii.gz"), work / "scan.nii.gz")
-    options = ["--encoder", ENCODER, "--steps", 24, "--validate-every", 12, "--window", 32, 48, 32]
+    options = ["--encoder", "stable", "--steps", 24, "--validate-every", 12, "--window", 32, 48, 32]
     options += ["--width", 8, "--levels", 2, "--learning-rate", 0.01, "--drop", 0.25]
     assert invoke("train", data, "--out", work / "run", *options) == f"wrote {work / 'run' / 'best.pt'}"
     assert invoke("export", work / "run" / "best.pt", "-o", work / "model.onnx") == f"wrote {work / 'model.onnx'}"

@@ -68,7 +68,7 @@ def test_bf16_gives_the_same_answers(packaged, tmp_path):
     precision = "bf16" if "bf16" in supported_precisions() else "fp32"
     with create(model_of(tmp_path / "bf16.onnx", content), "openvino", precision, "cpu") as engine:
         error = np.abs(engine.infer(windows) - expected).max() / np.ptp(expected)
-    assert 0 < error < 5e-2  # 2^-8 a layer
+    assert 0 < error < 1e-1  # 2^-8 a layer, all of some forty layers the same way would be 0.15
 
 
 def test_stored_half_weights_become_what_they_stand_for(tiny):

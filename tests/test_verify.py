@@ -94,7 +94,7 @@ def test_doctor_tells_what_there_is(home):
     lines = result.stdout.splitlines()
     assert lines[-1] == "self-test: passed"
     for start in ("dropgen-rt ", "CPU: ", "NVIDIA", "engine openvino: 2", "engine rtx: ", "compiler c++: ",
-                  "auto: openvino on cpu, ", f"models in {home}:", "  * brain9  9 labels, "):  # fmt: skip
+                  "auto: openvino on cpu, ", f"models in {home}:", "  * brain9  10 labels, "):  # fmt: skip
         assert any(line.startswith(start) for line in lines), start
 
 
