@@ -134,7 +134,7 @@ class _ShortError(Exception):
 
 def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
     """The stored values (rows, columns) of these frames."""
-    offset, length = header.pixels
+    offset, length, _ = header.pixels
     if header.syntax not in NATIVE:
         yield from iter_pixels(path, indices=frames, raw=True)
         return
