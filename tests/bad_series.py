@@ -207,6 +207,9 @@ NO_SERIES: Rows = [
     ("odd_sign", lambda: series("odd_sign", setting(PixelRepresentation=3)), "pixel representation 3"),
     ("no_rows", lambda: series("no_rows", setting(Rows=0)), "images without a size"),
     ("mpeg", lambda: series("mpeg", as_mpeg, syntax=MPEG2), "pixels stored as MPEG2 Main Profile"),
+    # its text is printed
+    ("syntax", lambda: {name: data.replace(b"1.2.840.10008.1.2.1\0", b"CANARY.10008.1.2.1 \0")
+                        for name, data in series("syntax").items()}, "pixels stored as an unknown transfer syntax"),
     ("constant", lambda: series("constant", setting(PixelData=bytes(240))), "every voxel is 0"),
     # the slices without one are not rescaled
     ("some_scaled", lambda: series("some_scaled", setting(2, RescaleSlope=None)), "a rescale slope in 5 of 6 slices"),
