@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import bad_series
 import numpy as np
 
 from dropgen_rt.errors import GeometryError, InputError, UnreadableInputError, UnsuitableInputError
@@ -305,4 +306,15 @@ TABLE = [
     *(BadInput(name, build, UnreadableInputError, message) for name, build, message in BROKEN + ODD_HEADERS + DETACHED),
     *(BadInput(name, build, UnsuitableInputError, message) for name, build, message in UNSUITABLE),
     *(BadInput(name, build, GeometryError, message) for name, build, message in GEOMETRY + ODD_GEOMETRY),
+]
+
+DICOM: list[tuple[bad_series.Rows, type[InputError]]] = [
+    (bad_series.UNREADABLE, UnreadableInputError),
+    (bad_series.NO_SERIES, UnsuitableInputError),
+    (bad_series.NO_GRID, GeometryError),
+]
+TABLE += [
+    BadInput(name, lambda make, build=build: build(), error, message)
+    for rows, error in DICOM
+    for name, build, message in rows
 ]

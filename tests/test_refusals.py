@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from bad_scans import TABLE, BadInput
+from dicom_series import CANARIES
 
 from dropgen_rt.errors import MissingInputError, UnreadableInputError
 from dropgen_rt.volume import read_scan
@@ -27,6 +28,7 @@ def test_a_bad_input_is_refused_in_one_line(
     assert caught.value.exit_code == item.exit_code
     assert text.startswith(f"{path.with_suffix('')}") and "; accepted: " in text and text.count("; ") >= 2
     assert text.isprintable() and len(text) < 1000
+    assert not any(canary in text for canary in CANARIES)
     assert capfd.readouterr() == ("", "")
 
 

@@ -71,11 +71,13 @@ def catalogue(path: Path) -> Catalogue:
     images: list[Header] = []
     left: Counter[str] = Counter({"not a DICOM file": files.others} if files.others else {})
     damaged: list[int] = []
+    bare: set[str] = set()
     for header in _headers(files):
         if "error" in header.fields or not header.sop_class:
             damaged.append(header.file)
         elif header.sop_class not in IMAGE_CLASSES or header.pixels is None:
             left[_kind_of_object(header)] += 1
+            bare |= {header.series} if header.sop_class in IMAGE_CLASSES else set()
         else:
             images.append(header)
     kept, copies, clashes = _without_copies(files, images)
@@ -83,7 +85,7 @@ def catalogue(path: Path) -> Catalogue:
         left["a second copy of a slice"] += copies
     if damaged:
         left["a damaged DICOM file"] += len(damaged)
-    candidates = tuple(_judged(files, stack, clashes, kept) for stack in stacks_of(kept))
+    candidates = tuple(_judged(files, stack, clashes, bare, kept) for stack in stacks_of(kept))
     return Catalogue(files, candidates, tuple(left.items()), tuple(damaged))
 
 
@@ -131,11 +133,13 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _judged(files: FileSet, stack: Stack, clashes: set[str], images: Sequence[Header]) -> Candidate:
+def _judged(files: FileSet, stack: Stack, clashes: set[str], bare: set[str], images: Sequence[Header]) -> Candidate:
+    """``clashes`` and ``bare``: the series with one UID for two files, and with an image that has lost its pixels."""
     stack, notes = _without_repeats(files, stack)
     try:
-        _check_series(stack, clashes, [header for header in images if header.series == stack.series])
-        _check_kind(stack.header)
+        _check_series(stack, clashes, bare, [header for header in images if header.series == stack.series])
+        for header in {_pixel_kind(plane.header): plane.header for plane in stack.slices}.values():
+            _check_kind(header)
         _check_stack(files, stack)
         grid = gate([plane.plane for plane in stack.slices], stack.header.rows, stack.header.columns)
     except Refused as error:
@@ -158,13 +162,13 @@ def _without_repeats(files: FileSet, stack: Stack) -> tuple[Stack, tuple[str, ..
 
 
 def _pixels(files: FileSet, plane: Slice) -> bytes:
-    offset, length = plane.header.pixels
+    offset, length, _ = plane.header.pixels
     with files.files[plane.header.file].open("rb") as file:
         file.seek(offset)
         return file.read(length) if length >= 0 else file.read()
 
 
-def _check_series(stack: Stack, clashes: set[str], members: Sequence[Header]) -> None:
+def _check_series(stack: Stack, clashes: set[str], bare: set[str], members: Sequence[Header]) -> None:
     """What would mix patients is refused for the whole series, whichever stack is meant."""
     again = "export each by itself; if it is one, correct the headers"
     for what, name in (("patient", "patients"), ("study", "studies")):
@@ -181,6 +185,16 @@ def _check_series(stack: Stack, clashes: set[str], members: Sequence[Header]) ->
     if stack.series in clashes:
         given = "two different files with one SOP Instance UID"
         raise Refused(given, "a UID for each image", "export the series again", UnsuitableInputError)
+    if bare & {stack.series, ""}:  # it may be the first or the last slice, where no gap would show
+        given = "a file of this series without pixels"
+        raise Refused(given, "complete, undamaged images", "export the whole series again", UnreadableInputError)
+
+
+def _pixel_kind(header: Header) -> tuple[object, ...]:
+    """All that ``_check_kind`` looks at: slices of one stack may differ in it."""
+    names = ("samples", "photometric", "burned_in", "image_type", "frames", "enhanced", "bits_allocated",
+             "bits_stored", "high_bit", "signed", "syntax", "rows", "columns")  # fmt: skip
+    return tuple(str(getattr(header, name)) for name in names)
 
 
 def _check_kind(header: Header) -> None:
@@ -196,9 +210,17 @@ def _check_kind(header: Header) -> None:
         refuse("mosaic images, all slices tiled in one", "one slice per image", "export it as enhanced DICOM")
     if header.frames > 1 and not header.enhanced:
         refuse("a multi-frame image without functional groups", "enhanced multi-frame images", original)
-    if header.bits_allocated not in (8, 16, 32) or header.high_bit != (header.bits_stored or 0) - 1:
+    stored = header.bits_stored or 0
+    if (
+        header.bits_allocated not in (8, 16, 32)
+        or not 0 < stored <= header.bits_allocated
+        or header.high_bit != stored - 1
+    ):
         given = f"{header.bits_stored} bits stored in {header.bits_allocated}, high bit {header.high_bit}"
         refuse(given, "8, 16 or 32 bits, stored from bit 0 up", "export the series again")
+    if header.signed not in (0, 1):  # the sign of every value hangs on it
+        given = "no pixel representation" if header.signed is None else f"pixel representation {header.signed}"
+        refuse(given, "0 (unsigned) or 1 (signed)", "export the series again")
     if compressed := undecodable(header.syntax):
         accepted = "uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE"
         refuse(f"pixels stored as {compressed}", accepted, "export the series uncompressed")
@@ -209,8 +231,10 @@ def _check_kind(header: Header) -> None:
 def _check_stack(files: FileSet, stack: Stack) -> None:
     for header in dict.fromkeys(plane.header for plane in stack.slices):
         needed = header.frames * header.rows * header.columns * header.bits_allocated // 8
-        if header.syntax in NATIVE and 0 <= header.pixels[1] < needed:
-            given = f"{where(files, header.file)}: truncated: {header.pixels[1]} of {needed} bytes of pixels"
+        _, length, declared = header.pixels
+        needed = max(needed, declared - 1)  # the last byte may be padding that was not written
+        if header.syntax in NATIVE and 0 <= length < needed:
+            given = f"{where(files, header.file)}: truncated: {length} of {needed} bytes of pixels"
             accepted, step = "complete, undamaged images", "export the whole series again"
             raise Refused(given, accepted, step, UnreadableInputError)
     scaled = sum(plane.slope is not None for plane in stack.slices)

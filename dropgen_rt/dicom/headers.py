@@ -39,6 +39,7 @@ Elements = dict[int, Any]
 
 _CODE = re.compile(r"[^A-Z0-9_ .-]")
 _PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}
+_SHORT_VRS = ("US", "SS", "UN", None)
 _LONG_VRS = (b"OB", b"OW", b"UN")
 
 
@@ -138,12 +139,14 @@ def _frame(group: Dataset, shared: Dataset) -> dict[str, Any]:
 
 
 def _place_of_pixels(file: Any, syntax: str, size: int) -> list[int] | None:
-    """Byte offset and length of native pixels, or DEFLATED or ENCAPSULATED as length; None if there are none.
+    """Byte offset, length there is and length declared of native pixels; None if there are none.
+
+    DEFLATED or ENCAPSULATED stand for a length where it is not to be had.
 
     pydicom leaves the file at the element that it stopped before; PS3.5 section 7.1 gives its layout.
     """
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        return [0, DEFLATED]
+        return [0, DEFLATED, 0]
     head = file.read(12)
     end = _PIXEL_TAGS.get(head[:4])
     if end is None:
@@ -154,8 +157,8 @@ def _place_of_pixels(file: Any, syntax: str, size: int) -> list[int] | None:
     (length,) = struct.unpack(end + "I", head[8:12] if explicit else head[4:8])
     offset = file.tell() - 12 + (12 if explicit else 8)
     if length == 0xFFFFFFFF:
-        return [offset, ENCAPSULATED]
-    return [offset, min(length, size - offset)]
+        return [offset, ENCAPSULATED, 0]
+    return [offset, min(length, size - offset), length]
 
 
 def _text(elements: Elements, tag: int) -> str:
@@ -183,6 +186,8 @@ def _comparable(elements: Elements, tag: int) -> str:
 
 def _short(elements: Elements, tag: int, kind: str) -> int | None:
     element = elements.get(tag)
+    if element is not None and element.VR not in _SHORT_VRS:
+        raise ValueError("a number of an unexpected type")
     if element is None or not element.value:
         return None if element is None or element.value in (None, b"", "") else int(element.value)
     if isinstance(element.value, bytes):

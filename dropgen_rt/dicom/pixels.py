@@ -57,7 +57,9 @@ def undecodable(syntax: str) -> str:
     """What this transfer syntax is, if its pixels cannot be read here; otherwise ""."""
     if syntax in NATIVE:
         return ""
-    name = UID(syntax).name if syntax in pydicom.uid.UID_dictionary else "an unknown transfer syntax"
+    if syntax not in pydicom.uid.UID_dictionary:  # pydicom would warn of it, with its text
+        return "an unknown transfer syntax"
+    name = UID(syntax).name
     try:
         return "" if get_decoder(syntax).is_available else name
     except NotImplementedError:
@@ -134,7 +136,7 @@ class _ShortError(Exception):
 
 def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
     """The stored values (rows, columns) of these frames."""
-    offset, length = header.pixels
+    offset, length, _ = header.pixels
     if header.syntax not in NATIVE:
         yield from iter_pixels(path, indices=frames, raw=True)
         return

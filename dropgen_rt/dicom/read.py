@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dropgen_rt.dicom.catalogue import Candidate, Catalogue, catalogue, where
-from dropgen_rt.dicom.choice import choose
+from dropgen_rt.dicom.choice import choose, left_out
 from dropgen_rt.dicom.files import FileSet
 from dropgen_rt.dicom.gate import Grid
 from dropgen_rt.dicom.pixels import AIR_HU, PixelError, Pixels, read_pixels
@@ -80,7 +80,7 @@ def read_candidate(found: Catalogue, item: Candidate) -> DicomScan:
         path=Path(scan_name(item)),
         sha256=digest,
         voxel_type=f"{'' if header.signed else 'u'}int{header.bits_allocated}",
-        warnings=_warnings(item, slices, pixels),
+        warnings=_warnings(found, item, slices, pixels),
         files=found.files,
         slices=slices,
         grid=item.grid,
@@ -112,20 +112,27 @@ def _file_digest(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _warnings(item: Candidate, slices: Sequence[Slice], pixels: Pixels) -> tuple[str, ...]:
+def _left_out(found: Catalogue, item: Candidate) -> list[str]:
+    """What was passed over without a question: at an end of the stack it could be a slice that lost its mark."""
+    planning = sum(other is not item and other.planning for other in found.candidates)
+    reasons = [*left_out(found), *([f"{planning} x a localiser or single image"] if planning else [])]
+    return [f"left out: {'; '.join(reasons)}"] if reasons else []
+
+
+def _warnings(found: Catalogue, item: Candidate, slices: Sequence[Slice], pixels: Pixels) -> tuple[str, ...]:
     assert item.grid is not None
     header = slices[0].header
-    found = [*item.notes, *item.grid.warnings]
+    lines = [*item.notes, *item.grid.warnings, *_left_out(found, item)]
     if header.modality == "CT" and slices[0].slope is None:
-        found.append("CT without rescale slope and intercept: stored values are taken as Hounsfield units")
+        lines.append("CT without rescale slope and intercept: stored values are taken as Hounsfield units")
     elif header.modality == "CT" and (pixels.low > PLAUSIBLE_HU[0] or pixels.high < PLAUSIBLE_HU[1]):
-        found.append(f"values from {pixels.low:g} to {pixels.high:g} are unusual for CT in Hounsfield units")
+        lines.append(f"values from {pixels.low:g} to {pixels.high:g} are unusual for CT in Hounsfield units")
     if pixels.padded:
-        found.append(f"{pixels.padded} voxels of padding are set to {AIR_HU:g} HU (air)")
+        lines.append(f"{pixels.padded} voxels of padding are set to {AIR_HU:g} HU (air)")
     if header.photometric == "MONOCHROME1":
-        found.append("MONOCHROME1: measured values are used, not their inverse")
+        lines.append("MONOCHROME1: measured values are used, not their inverse")
     if any(plane.header.lossy for plane in slices):
-        found.append("the images were compressed with loss")
+        lines.append("the images were compressed with loss")
     if not item.stack.series:
-        found.append("no Series Instance UID: all such files are taken as one series")
-    return tuple(found)
+        lines.append("no Series Instance UID: all such files are taken as one series")
+    return tuple(lines)
