@@ -50,6 +50,6 @@ class AirLogits:
         if self._known is None:
             try:
                 self._known = self._infer(np.zeros(self._shape, np.float32)).copy()
-            except RuntimeError as error:
+            except (RuntimeError, ModelError) as error:
                 raise ModelError("the network fails on a window of zeros; run it with --every-window") from error
         return self._known

@@ -1,6 +1,7 @@
 """A model file opened: its manifest checked against its graph, and its digest taken."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def model_of(path: Path, content: bytes) -> Model:
 
 def check_self_contained(path: Path, proto: onnx.ModelProto) -> None:
     """All weights lie inside the file. Raises ModelError for one that names another file, wherever that lies."""
-    for tensor in [*proto.graph.initializer, *_constants(proto.graph)]:
+    for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             place = {item.key: item.value for item in tensor.external_data}.get("location", "?")
             raise ModelError(
@@ -74,15 +75,38 @@ def check_self_contained(path: Path, proto: onnx.ModelProto) -> None:
             )
 
 
-def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    return [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node: of the graph, of the graphs inside its nodes (branches, loop bodies), and of local functions."""
+    waiting = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [inner for graph in _inner_graphs(node) for inner in graph.node]
+
+
+def _inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    single = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return [*single, *(graph for attribute in node.attribute for graph in attribute.graphs)]
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every weight and constant, wherever in the model it stands."""
+    nodes = list(_nodes(proto))
+    for graph in [proto.graph, *(inner for node in nodes for inner in _inner_graphs(node))]:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
 
 
 def check_operators(path: Path, proto: onnx.ModelProto) -> None:
     """Every operator is of the ONNX standard, in the version that the file names. Raises ModelError."""
     versions = {item.domain: item.version for item in proto.opset_import}
     local = {(function.domain, function.name) for function in proto.functions}
-    for node in proto.graph.node:
+    for node in _nodes(proto):
         if (node.domain, node.op_type) in local:
             continue
         newest = versions.get("", versions.get("ai.onnx", 0))

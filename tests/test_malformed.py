@@ -46,6 +46,16 @@ def constant_outside(proto):
     proto.graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
 
 
+def weight_of_a_branch_outside(proto):
+    tensor = numpy_helper.from_array(np.zeros(1, np.float32), "d")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="d.bin")
+    value = helper.make_tensor_value_info("d", TensorProto.FLOAT, [1])
+    branch = helper.make_graph([], "branch", [], [value], [tensor])
+    proto.graph.node.append(helper.make_node("If", ["which"], ["either"], then_branch=branch, else_branch=branch))
+
+
 def operator(proto, name, domain=""):
     proto.graph.node[0].op_type, proto.graph.node[0].domain = name, domain
 
@@ -54,6 +64,7 @@ CHANGES = {
     "weights in another folder": (lambda p: external(p, "../../w.bin"), r"lies outside, in '\.\./\.\./w.bin'"),
     "weights at an absolute path": (lambda p: external(p, "/etc/passwd"), "lies outside, in '/etc/passwd'"),
     "weights beside the file": (lambda p: external(p, "w.bin"), "a model is one file: export it again"),
+    "a branch's weight outside": (weight_of_a_branch_outside, "weight 'd' lies outside, in 'd.bin'"),
     "a constant outside": (constant_outside, "weight 'c' lies outside, in 'c.bin'"),
     "an unknown operator": (lambda p: operator(p, "Convolve"), "uses Convolve, which ONNX 17 does not have"),
     "an operator of a vendor": (

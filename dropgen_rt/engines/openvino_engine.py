@@ -88,7 +88,11 @@ class OpenVinoEngine:
         return in_batches(self._infer, windows, self._largest_batch)
 
     def _infer(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._thread.submit(self._request.infer, [windows], share_inputs=True).result()
+        try:
+            self._thread.submit(self._request.infer, [windows], share_inputs=True).result()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ModelError(f"OpenVINO {VERSION} failed on a window ({reason}); try --engine onnxruntime") from error
         return self._request.get_output_tensor(0).data
 
     def serialised(self) -> bytes:
