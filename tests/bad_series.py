@@ -159,6 +159,9 @@ UNREADABLE: Rows = [
     # read to the end of the file, whatever the length says
     ("long_pixels", lambda: changed("long_pixels", lambda d: d.replace(b"OW\0\0\xf0\0\0\0", b"OW\0\0\0\0\0\xf0")),
      "file 1 of 6 in name order: truncated: 240 of"),
+    # 0 in its place
+    ("intercept", lambda: changed("intercept", lambda d: d.replace(b"\x52\x10DS\2\0000 ", b"\x52\x10DS\2\000a ")),
+     "damaged DICOM files"),
     ("rows_type", lambda: changed("rows_type", lambda d: d.replace(b"\x28\0\x10\0US", b"\x28\0\x10\0UI")),
      "damaged DICOM files"),
     ("cut_header", lambda: changed("cut_header", lambda d: d[:600]), "a file of this series without pixels"),

@@ -99,8 +99,8 @@ def _slice(elements: Elements) -> dict[str, Any]:
         "position": _numbers(_texts(elements, 0x00200032)),
         "orientation": _numbers(_texts(elements, 0x00200037)),
         "spacing": _numbers(_texts(elements, 0x00280030)),
-        "slope": _numbers(_texts(elements, 0x00281053)),
-        "intercept": _numbers(_texts(elements, 0x00281052)),
+        "slope": _scale(_texts(elements, 0x00281053)),
+        "intercept": _scale(_texts(elements, 0x00281052)),
         "keys": {name: key for name, tag in _SLICE_KEYS.items() if (key := _comparable(elements, tag))},
     }
 
@@ -132,8 +132,8 @@ def _frame(group: Dataset, shared: Dataset) -> dict[str, Any]:
         "position": _numbers(find("PlanePositionSequence", "ImagePositionPatient")),
         "orientation": _numbers(find("PlaneOrientationSequence", "ImageOrientationPatient")),
         "spacing": _numbers(find("PixelMeasuresSequence", "PixelSpacing")),
-        "slope": _numbers(find("PixelValueTransformationSequence", "RescaleSlope")),
-        "intercept": _numbers(find("PixelValueTransformationSequence", "RescaleIntercept")),
+        "slope": _scale(find("PixelValueTransformationSequence", "RescaleSlope")),
+        "intercept": _scale(find("PixelValueTransformationSequence", "RescaleIntercept")),
         "keys": keys,
     }
 
@@ -212,6 +212,14 @@ def _numbers(values: Any) -> list[float] | None:
         return [float(value) for value in values]
     except (TypeError, ValueError):
         return None
+
+
+def _scale(values: Any) -> list[float] | None:
+    """The same for slope and intercept, which nothing may stand in for once they are there."""
+    found = _numbers(values)
+    if found is None and values not in (None, [], ""):
+        raise ValueError("a slope or intercept that is no number")
+    return found
 
 
 def _code(text: str) -> str:

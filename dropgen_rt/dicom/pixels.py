@@ -174,7 +174,8 @@ def _within_stored_bits(stored: np.ndarray, header: Any) -> np.ndarray:
 def _rescale(stored: np.ndarray, plane: Slice, out: np.ndarray) -> int:
     slope = 1.0 if plane.slope is None else plane.slope
     intercept = plane.intercept or 0.0
-    if slope == 1.0 and intercept.is_integer():  # exact in float32 for all 16-bit values
+    exact = intercept == 0 or (stored.dtype.itemsize <= 2 and intercept.is_integer() and abs(intercept) < 2**23)
+    if slope == 1.0 and exact:  # whole numbers below 2**24 have no rounding in float32; without intercept there is one
         np.add(stored, np.float32(intercept), out=out, dtype=np.float32, casting="unsafe")
     else:
         out[...] = stored.astype(np.float64) * slope + intercept
