@@ -3,9 +3,9 @@
     python examples/brain9/prepare.py LABEL_MAPS DATA
     dropgen-rt train DATA --out RUN …        (the whole command: dropgen_rt/models/README.md)
 
-LABEL_MAPS is a folder of whole-head label maps with FreeSurfer values (``training_seg_*.nii.gz``). The nine
-labels and the values that each gathers are in dataset.json beside this file. Fluid around the brain (24) is in
-none of them: FreeSurfer's own segmentations do not label it, so no real head could tell how well it is found.
+LABEL_MAPS is a folder of whole-head label maps with FreeSurfer values (``training_seg_*.nii.gz``). The ten
+labels and the values that each gathers are in dataset.json beside this file. Fluid around the brain (24) is a label of
+its own: FreeSurfer's own segmentations do not hold it, so only tissue priors can tell how well it is found.
 """
 
 import shutil
