@@ -154,7 +154,6 @@ def open_installed(model: Model, device: str, threads: int | None = None) -> Eng
 
     Raises EngineError for one that was altered, VerificationError for one that fails its first gate here.
     """
-    from dropgen_rt.engines.choose import _check_words  # noqa: F401  one vocabulary of devices
 
     for record in records(model.sha256):
         place = _place(record, device)

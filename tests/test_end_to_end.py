@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(labels[-1], work / "label.nii.gz")
     shutil.copyfile(source / "imagesTr" / labels[-1].name.replace(".nii.gz", "_0000.nii.gz"), work / "scan.nii.gz")
     options = ["--encoder", "stable", "--steps", 24, "--validate-every", 12, "--window", 32, 48, 32]
-    options += ["--width", 8, "--levels", 2, "--learning-rate", 0.01, "--drop", 0.25]
+    options += ["--width", 8, "--levels", 2, "--learning-rate", 0.003, "--drop", 0.25]
     assert invoke("train", data, "--out", work / "run", *options) == f"wrote {work / 'run' / 'best.pt'}"
     assert invoke("export", work / "run" / "best.pt", "-o", work / "model.onnx") == f"wrote {work / 'model.onnx'}"
     return work
@@ -97,6 +97,5 @@ def test_reference_mode_is_monai_over_the_pytorch_model(built: Path) -> None:
     assert np.abs(ours - theirs).max() <= allowed
     top = np.sort(theirs, axis=0)
     decided = top[-1] - top[-2] > 2 * allowed
-    # After so few steps a third of the voxels can have every feature of the last layer off: all logits 0, a tie.
-    assert decided.mean() > 0.5
+    assert decided.mean() > 0.9
     assert np.array_equal(argmax_labels(sums, totals)[decided], theirs.argmax(0)[decided])

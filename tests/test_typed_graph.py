@@ -11,9 +11,9 @@ from onnxruntime import InferenceSession
 from dropgen_rt import open_named
 from dropgen_rt.engines.choose import create
 from dropgen_rt.errors import ModelError
-from dropgen_rt.golden import synthetic_windows
 from dropgen_rt.model import model_of
 from dropgen_rt.typed_graph import BFLOAT16_OPSET, typed
+from dropgen_rt.verify import golden_of
 
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -49,7 +49,7 @@ def test_what_is_narrow_and_what_stays_float32(packaged, precision):
 
 
 def test_fp16_gives_the_same_answers(packaged):
-    windows = synthetic_windows(packaged.manifest, 1)
+    windows = np.ascontiguousarray(golden_of(packaged).windows[:1])  # of a real head, carried in the model
     expected = InferenceSession(packaged.content).run(None, {"image": windows})[0]
     logits = InferenceSession(typed(packaged.content, "fp16")).run(None, {"image": windows})[0]
     error = np.abs(logits - expected).max() / np.ptp(expected)
@@ -61,14 +61,14 @@ def test_bf16_gives_the_same_answers(packaged, tmp_path):
     """OpenVINO reads it; in fp32 arithmetic where this CPU has no other, so only the weights' rounding is sure."""
     content = typed(packaged.content, "bf16")
     assert onnx.load_model_from_string(content).opset_import[0].version == BFLOAT16_OPSET
-    windows = synthetic_windows(packaged.manifest, 1)
+    windows = np.ascontiguousarray(golden_of(packaged).windows[:1])  # of a real head, carried in the model
     expected = InferenceSession(packaged.content).run(None, {"image": windows})[0]
     from dropgen_rt.engines.openvino_engine import supported_precisions
 
     precision = "bf16" if "bf16" in supported_precisions() else "fp32"
     with create(model_of(tmp_path / "bf16.onnx", content), "openvino", precision, "cpu") as engine:
         error = np.abs(engine.infer(windows) - expected).max() / np.ptp(expected)
-    assert 0 < error < 1e-1  # 2^-8 a layer, all of some forty layers the same way would be 0.15
+    assert 0 < error < 5e-2  # 2^-8 a layer
 
 
 def test_stored_half_weights_become_what_they_stand_for(tiny):
