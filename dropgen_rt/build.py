@@ -157,9 +157,16 @@ def _record(
         batch=_batches(kind, batch),
         arch=arch,
         host=_host(kind, device, arch),
-        flags={"tf32": "off"} if kind in ("tensorrt", "rtx") else {},
+        flags=_flags(kind, precision),
         built_utc=now(),
     )
+
+
+def _flags(kind: Kind, precision: Precision) -> dict[str, str]:
+    """What else of how an engine is built changes its answer."""
+    if kind in ("tensorrt", "rtx"):
+        return {"tf32": "off"}
+    return {"means": "axis by axis"} if (kind, precision) == ("openvino", "fp32") else {}
 
 
 def _host(kind: Kind, device: str, arch: tuple[str, ...]) -> dict[str, str]:
