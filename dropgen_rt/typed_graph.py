@@ -61,16 +61,23 @@ def _body(graph: onnx.GraphProto) -> str:
 
 
 def _unpack_stored_weights(graph: onnx.GraphProto) -> None:
-    """Make ``fp16 initialiser -> Cast -> float32`` the float32 initialiser that it stands for."""
+    """Make ``fp16 initialiser -> Cast -> float32`` the float32 initialiser that it stands for, a Mul behind it too."""
     stored = {item.name: item for item in graph.initializer}
     kept = []
     for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] in stored and node.attribute[0].i == TensorProto.FLOAT:
-            weight = stored[node.input[0]]
+        weight = stored.get(node.input[0]) if node.input else None
+        if weight is not None and node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT:
             values = numpy_helper.to_array(weight).astype(np.float32)
-            weight.CopyFrom(numpy_helper.from_array(values, node.output[0]))
+        elif weight is not None and node.op_type == "Mul" and node.input[1] in stored:
+            scale = stored.pop(node.input[1])
+            values = numpy_helper.to_array(weight) * numpy_helper.to_array(scale)
+            graph.initializer.remove(scale)
         else:
             kept.append(node)
+            continue
+        del stored[node.input[0]]
+        weight.CopyFrom(numpy_helper.from_array(values, node.output[0]))
+        stored[weight.name] = weight
     del graph.node[:]
     graph.node.extend(kept)
 

@@ -2,7 +2,8 @@
 
 import copy
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dropgen_rt.train.network import DropGen, UNet
@@ -26,3 +27,14 @@ def _fold_batch_norms(unet: UNet) -> None:
             assert isinstance(convolution, nn.Conv3d)  # UNet puts one before each of its norms
             unet.model[index - 1] = fuse_conv_bn_eval(convolution, layer)
             unet.model[index] = nn.Identity()
+
+
+def folding_scales(network: DropGen) -> dict[str, Tensor]:
+    """What folding multiplies each kernel by: its parameter's name -> (outputs,) float32, for kernels before a norm."""
+    return {
+        f"{part}.model.{index - 1}.weight": (layer.weight * torch.rsqrt(layer.running_var + layer.eps)).detach()
+        for part in ("segmentor", "encoder")
+        if isinstance(unet := getattr(network, part), UNet)
+        for index, layer in enumerate(unet.model)
+        if isinstance(layer, nn.BatchNorm3d)
+    }

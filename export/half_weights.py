@@ -1,16 +1,19 @@
 """Convolution kernels stored as float16 inside the file, computed with as float32: half the size, one function.
 
 Storage only. A ``Cast`` behind each kernel gives every engine the same float32 numbers, so what it computes does not
-depend on its own reduced-precision rules. Biases are small and stay float32.
+depend on its own reduced-precision rules. Biases are small and stay float32. Kernels are rounded before batch norms are
+folded into them, and what folding multiplies them by is stored beside them: an encoder that was float16 before stays
+exactly what it was.
 """
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from dropgen_rt.errors import VerificationError
 
@@ -33,17 +36,27 @@ def round_kernels(network: nn.Module) -> nn.Module:
     return rounded
 
 
-def store_half(model: onnx.ModelProto) -> None:
-    """Replace each float32 kernel of the graph by its float16 form and a Cast. Exact if the kernels are rounded."""
+def store_half(model: onnx.ModelProto, scales: Mapping[str, Tensor]) -> None:
+    """Replace each float32 kernel of the graph by its float16 form, a Cast and, where ``scales`` has one, a Mul.
+
+    ``scales`` are those of ``folding_scales``. Exact if kernels were rounded before they were multiplied by them.
+    """
     graph = model.graph
     kernels = [item for item in graph.initializer if item.data_type == TensorProto.FLOAT and _is_kernel(item)]
-    casts = []
+    nodes = []
     for kernel in kernels:
         name, stored = kernel.name, f"{kernel.name}.fp16"
-        half = numpy_helper.to_array(kernel).astype(np.float16)
-        kernel.CopyFrom(numpy_helper.from_array(half, stored))
-        casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}/cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
+        values = numpy_helper.to_array(kernel)
+        if name not in scales:
+            nodes.append(helper.make_node("Cast", [stored], [name], name=f"{name}/cast", to=TensorProto.FLOAT))
+        else:
+            wide, scale = f"{name}.fp32", scales[name].numpy().reshape(-1, *[1] * (values.ndim - 1))
+            values = np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
+            nodes.append(helper.make_node("Cast", [stored], [wide], name=f"{name}/cast", to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Mul", [wide, f"{name}.scale"], [name], name=f"{name}/scale"))
+        kernel.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+    nodes.extend(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)
 

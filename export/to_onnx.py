@@ -19,7 +19,7 @@ from dropgen_rt.engines.choose import choose, create
 from dropgen_rt.engines.contract import Precision
 from dropgen_rt.errors import UsageError
 from dropgen_rt.export.check import PARITY, ROUNDING, Row, compare, require
-from dropgen_rt.export.fuse import fuse
+from dropgen_rt.export.fuse import folding_scales, fuse
 from dropgen_rt.export.golden_scans import golden_windows
 from dropgen_rt.export.half_weights import round_kernels, store_half
 from dropgen_rt.export.names import tidy
@@ -79,10 +79,10 @@ def export(checkpoint: Path, out: Path, options: ExportOptions | None = None) ->
     chosen = options or ExportOptions()
     network, content = load_network(checkpoint)
     manifest = _manifest(network, content, chosen, out.stem)
-    stored: nn.Module = fuse(network)
-    referee: nn.Module = network
-    if chosen.weights == "fp16":
-        stored = referee = round_kernels(stored)
+    # Rounded before norms are folded, so that the scales of folding stay out of the rounding.
+    rounded = round_kernels(network) if chosen.weights == "fp16" else network
+    stored = fuse(rounded)
+    referee: nn.Module = stored if chosen.weights == "fp16" else network
     windows, source = golden_windows(manifest, chosen.golden)
     golden = answered(
         windows, lambda batch: run_torch(referee, batch), source, f"PyTorch {torch.__version__} fp32, at export"
@@ -90,7 +90,7 @@ def export(checkpoint: Path, out: Path, options: ExportOptions | None = None) ->
     with atomic_path(out) as temporary:
         proto = fused_graph(stored, manifest, chosen)
         if chosen.weights == "fp16":
-            store_half(proto)
+            store_half(proto, folding_scales(rounded))
         manifest = write(proto, manifest, golden, temporary, chosen.precision)
         rows = _check(temporary, manifest, network, referee, chosen, windows)
         require(out, rows)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from onnx import numpy_helper
 from onnxruntime import InferenceSession
 
 from dropgen_rt.cli import main
@@ -14,13 +15,14 @@ from dropgen_rt.engines import open_engine
 from dropgen_rt.errors import VerificationError
 from dropgen_rt.export import to_onnx
 from dropgen_rt.export.check import PARITY, ROUNDING
-from dropgen_rt.export.fuse import fuse
+from dropgen_rt.export.fuse import folding_scales, fuse
 from dropgen_rt.export.half_weights import round_kernels
 from dropgen_rt.export.to_onnx import ExportOptions, export
 from dropgen_rt.model import read_model
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen, UNetConfig
+from dropgen_rt.typed_graph import typed
 
 
 @pytest.fixture
@@ -46,12 +48,12 @@ def test_the_file_halves_and_computes_the_rounded_network(trained: Path, tmp_pat
     _, (parity, rounding) = export(trained, tmp_path / "half.onnx", ExportOptions(weights="fp16"))
     assert parity.largest <= PARITY < rounding.largest <= ROUNDING
     full, half = (onnx.load(tmp_path / name) for name in ("full.onnx", "half.onnx"))
-    kernels = [item for item in half.graph.initializer if len(item.dims) > 1]
+    kernels = [item for item in half.graph.initializer if max(item.dims[1:], default=1) > 1]
     assert {item.data_type for item in kernels} == {onnx.TensorProto.FLOAT16}
     assert sum(len(item.raw_data) for item in half.graph.initializer) < 0.55 * sum(
         len(item.raw_data) for item in full.graph.initializer
     )
-    rounded = round_kernels(fuse(load_network(trained)[0]))
+    rounded = fuse(round_kernels(load_network(trained)[0]))
     windows = np.random.default_rng(5).random((2, 1, 16, 16, 16), dtype=np.float32)
     with torch.no_grad():
         expected = rounded(torch.from_numpy(windows)).numpy()
@@ -60,6 +62,24 @@ def test_the_file_halves_and_computes_the_rounded_network(trained: Path, tmp_pat
         ours = engine.infer(windows).copy()
     for found in (logits, ours):
         assert np.abs(found - expected).max() <= PARITY * np.ptp(expected)
+
+
+def test_an_encoder_that_was_float16_stays_what_it_was(trained: Path, tmp_path: Path) -> None:
+    """Folding its norms first would have every kernel rounded anew."""
+    network, content = load_network(trained)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm3d):
+            torch.nn.init.uniform_(layer.weight, 0.9, 1.1)
+    checkpoint.save(tmp_path / "scaled.pt", {**content, "state": network.state_dict()})
+    export(tmp_path / "scaled.pt", tmp_path / "half.onnx", ExportOptions(weights="fp16"))
+    graph = onnx.load_model_from_string(typed((tmp_path / "half.onnx").read_bytes(), "fp32")).graph
+    found = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    kernels, scales = round_kernels(network).encoder.state_dict(), folding_scales(network)
+    compared = [name for name in scales if name.startswith("encoder.")]
+    assert compared
+    for name in compared:
+        kernel = kernels[name.removeprefix("encoder.")] * scales[name].reshape(-1, 1, 1, 1, 1)
+        assert np.array_equal(found[name], kernel.numpy())
 
 
 def test_a_weight_beyond_float16_is_refused() -> None:
@@ -75,12 +95,12 @@ def test_a_changed_layer_is_not_taken_for_rounding(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def altered(made: DropGen) -> DropGen:
-        wrong = fuse(made)
+        wrong = round_kernels(made)
         with torch.no_grad():
-            wrong.segmentor.model[-1].weight[0] *= 1.5  # type: ignore[union-attr, operator, index]
+            wrong.segmentor.model[-1].weight[0] *= 2  # type: ignore[union-attr, operator, index]
         return wrong
 
-    monkeypatch.setattr(to_onnx, "fuse", altered)
+    monkeypatch.setattr(to_onnx, "round_kernels", altered)
     with pytest.raises(VerificationError, match="against the checkpoint's own"):
         export(trained, tmp_path / "m.onnx", ExportOptions(weights="fp16"))
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
