@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dropgen_rt.engine_files import EngineRecord, now, runtime_cache, save
+from dropgen_rt.engine_files import EngineRecord, now, runtime_cache, save, supersede, sweep
 from dropgen_rt.engines.choose import Choice, choose, create
 from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
 from dropgen_rt.model import Model, read_model
-from dropgen_rt.store import check_name, install
+from dropgen_rt.store import check_name, install, lock
 from dropgen_rt.survey import library_version, survey
 from dropgen_rt.verify import golden_of
 
@@ -49,8 +49,10 @@ def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> Eng
         choice = choose(options.engine, options.precision)
         line(f"engine {choice.kind} on {choice.device}: {choice.reason}")
         record, content = _climb(model, choice, options, batch, line)
-    save(record, content)
-    entry = install(model, name, options.make_default)
+    with lock():
+        save(record, content)
+        entry = install(model, name, options.make_default, (record.key,))
+        sweep()
     line(f"installed {name} in {entry}" + (", the default model" if options.make_default else ""))
     return record
 
@@ -206,9 +208,7 @@ def rebuild(model: Model, record: EngineRecord, wanted: EngineRecord, device: st
     logging.getLogger("dropgen_rt").warning(
         "engine %s %s of %s was built again: %s", made.engine, made.precision, model.manifest.name, reason
     )
-    save(made, content)
-    if made.key != record.key:
-        record.path.unlink(missing_ok=True)
+    supersede(record, made, content)
     return create(
         model, made.engine, made.precision, device, threads=threads, compiled=content,
         runtime_cache=runtime_cache(made),

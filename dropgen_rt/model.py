@@ -18,12 +18,16 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Model:
-    """``content`` is the whole ONNX file, so that what was checked is what an engine gets."""
+    """``content`` is the whole ONNX file, so that what was checked is what an engine gets.
+
+    ``name`` is the installed name under which it was asked for, "" for a file; each name has engines of its own.
+    """
 
     path: Path
     content: bytes
     sha256: str
     manifest: Manifest
+    name: str = ""
 
     def with_window(self, window: tuple[int, int, int]) -> "Model":
         """The same model for windows (z, y, x) of another size. Raises UsageError if its graph has one fixed size."""
