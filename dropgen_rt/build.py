@@ -10,7 +10,7 @@ from pathlib import Path
 from dropgen_rt.engine_files import EngineRecord, now, runtime_cache, save, supersede, sweep
 from dropgen_rt.engines.choose import Choice, choose, create
 from dropgen_rt.engines.contract import Engine, Kind, Precision
-from dropgen_rt.errors import EngineError, UsageError, VerificationError
+from dropgen_rt.errors import EngineError, ModelError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
 from dropgen_rt.model import Model, read_model
 from dropgen_rt.store import check_name, install, lock
@@ -39,7 +39,7 @@ def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> Eng
     Raises ModelError, UsageError, ResourceError, VerificationError or OutputError; then nothing is installed.
     """
     model = read_model(path)
-    name = check_name(model.manifest.name if options.name is None else options.name)
+    name = _name_of(model) if options.name is None else check_name(options.name)
     if options.arch and options.engine != "rtx":
         raise UsageError("--arch names GPUs to build for ahead of time, which --engine rtx alone can do")
     batch = _batch(options.batch)
@@ -57,10 +57,17 @@ def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> Eng
     return record
 
 
+def _name_of(model: Model) -> str:
+    try:
+        return check_name(model.manifest.name)
+    except UsageError as error:  # the file's fault, not the command line's
+        raise ModelError(f"{model.path}: its manifest gives the {error}; choose another with --name") from error
+
+
 def _batch(given: str) -> int | None:
     if given == "auto":
         return None
-    if not given.isdigit() or not 1 <= int(given) <= 64:
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= 64):
         raise UsageError(f"--batch {given}: accepted are auto and 1 to 64")
     return int(given)
 

@@ -75,7 +75,9 @@ def read(path: Path, name: str | None, trust: str | None, make_default: bool) ->
     model = model_of(path, contents[MODEL])
     if any(record.model_sha256 != model.sha256 for record in found):
         raise ModelError(f"{path}: an engine in it belongs to another model; export it again")
-    engines = [(record, contents[f"engines/{record.engine_sha256}"]) for record in found]
+    engines = [(record, contents.get(f"engines/{record.engine_sha256}", b"")) for record in found]
+    if any(_sha256(content) != record.engine_sha256 for record, content in engines):
+        raise ModelError(f"{path}: an engine in it is not the one that its record names; export it again")
     if trust is not None:
         signing.trust(public)
     with lock():

@@ -8,7 +8,7 @@ that does: it is built again from its model where that can be done here, and oth
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from dropgen_rt import signing
 from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, ModelError, VerificationError
+from dropgen_rt.gate import GateReport
 from dropgen_rt.golden import Golden
 from dropgen_rt.model import Model
 from dropgen_rt.store import (
@@ -30,6 +31,7 @@ from dropgen_rt.store import (
     replace_engine,
     write_text,
 )
+from dropgen_rt.typed_fields import parse_json, read_fields
 
 RECORD_SCHEMA = "1.0"
 # The fields that can change the answer, and so make the key.
@@ -73,12 +75,11 @@ class EngineRecord:
 
     @staticmethod
     def from_json(text: str) -> "EngineRecord":
-        data = json.loads(text)
-        known = {item.name for item in fields(EngineRecord)}
-        data = {name: value for name, value in data.items() if name in known}
-        for name in ("window", "batch", "arch"):
-            data[name] = tuple(data[name])
-        return EngineRecord(**data)
+        """Raises ValueError for a text that is no record."""
+        record = read_fields(EngineRecord, parse_json(text), unknown="ignore")
+        if record.gate is not None:
+            read_fields(GateReport, record.gate, "gate", unknown="ignore")
+        return record
 
 
 def record_path(key: str) -> Path:

@@ -62,7 +62,10 @@ def model_of(path: Path, content: bytes) -> Model:
     properties = {item.key: item.value for item in proto.metadata_props}
     if METADATA_KEY not in properties:
         raise ModelError(f"{path}: an ONNX file without a dropgen-rt manifest; write it with 'dropgen-rt export'")
-    manifest = Manifest.from_json(properties[METADATA_KEY])
+    try:
+        manifest = Manifest.from_json(properties[METADATA_KEY])
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     check_self_contained(path, proto)
     check_operators(path, proto)
     _check_graph(path, proto.graph, manifest)

@@ -24,8 +24,9 @@ from dropgen_rt.export.names import drop_dead
 from dropgen_rt.export.to_onnx import INPUT, OUTPUT, Exported, ExportOptions, run_onnxruntime, write
 from dropgen_rt.gate import LIMITS
 from dropgen_rt.golden import Golden, answered
-from dropgen_rt.manifest import SCHEMA, Intensity, Label, Manifest
+from dropgen_rt.manifest import SCHEMA, Manifest
 from dropgen_rt.model import check_operators, check_self_contained, model_of
+from dropgen_rt.typed_fields import read_fields
 
 OUTPUTS = ("logits", "probabilities", "sigmoid")
 # Probabilities are turned into logits from here up: a softmax in float32 says nothing reliable below.
@@ -41,19 +42,23 @@ def read_manifest(path: Path, options: ExportOptions) -> tuple[Manifest, str]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         kind = data.pop("output", "logits")
-        data["labels"] = tuple(Label(**{"colour": colour(place)} | item) for place, item in enumerate(data["labels"]))
-        data["intensity"] = Intensity(**data.get("intensity", {}))
-        for key in ("spacing_mm", "window", "channels"):
-            if key in data:
-                data[key] = tuple(data[key])
-        fields: dict[str, Any] = {"name": path.stem, "stride": 1, "schema": SCHEMA} | data
-        manifest = Manifest(**fields)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not a manifest ({error}); write one as docs/model-format.md shows") from error
+        if isinstance(data.get("labels"), list):
+            data["labels"] = [_with_colour(place, item) for place, item in enumerate(data["labels"])]
+        given = {"name": path.stem, "stride": 1} | data | {"schema": SCHEMA, "golden_sha256": ""}
+        manifest = read_fields(Manifest, given, unknown="refuse")
+    except (OSError, ValueError, RecursionError) as error:  # damaged TOML, its text and its fields are ValueErrors
+        reason = (str(error).splitlines() or ["nested too deep"])[0]
+        raise ModelError(f"{path}: not a manifest ({reason}); write one as docs/model-format.md shows") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     if kind not in OUTPUTS:
         raise ModelError(f"{path}: output {kind!r}; accepted are {', '.join(OUTPUTS)}")
     made = {"exported_by": f"dropgen-rt {dropgen_rt.__version__}"}
     return replace(manifest, name=options.name or manifest.name, training=manifest.training | made), kind
+
+
+def _with_colour(place: int, label: Any) -> Any:
+    return {"colour": colour(place)} | label if isinstance(label, dict) else label
 
 
 def colour(place: int) -> tuple[int, int, int]:

@@ -203,12 +203,24 @@ def test_auto_that_fails_altogether_installs_nothing(model_file, wrong, home, mo
         ({"arch": ("86",)}, "--arch names GPUs to build for ahead of time, which --engine rtx alone can do"),
         ({"batch": "0"}, "--batch 0: accepted are auto and 1 to 64"),
         ({"batch": "many"}, "--batch many"),
+        ({"batch": "²"}, "--batch ²: accepted are auto and 1 to 64"),
+        ({"batch": "٣"}, "--batch ٣: accepted are auto and 1 to 64"),
+        ({"batch": "9" * 9999}, "accepted are auto and 1 to 64"),
         ({"name": "../x"}, "accepted are letters"),
     ],
 )
 def test_options_that_are_refused(model_file, options, message):
     with pytest.raises(UsageError, match=message):
         run(model_file, **options)
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "-x", "ü", "x" * 65])
+def test_a_manifest_whose_name_is_no_files_name(tiny, tmp_path, home, name):
+    path = tiny.write(tmp_path / "other.onnx", name=name)
+    with pytest.raises(ModelError, match=r"its manifest gives the model name .*choose another with --name") as caught:
+        run(path)
+    assert caught.value.exit_code == 4 and list(home.iterdir()) == []
+    assert run(path, name="mine").path.is_file()
 
 
 def test_removing_takes_the_engines_along(model, built, home):

@@ -122,6 +122,18 @@ def test_small_networks(form, kind, toml, tmp_path):
         (MANIFEST.replace("value = 1", "value = 2"), "label values must count 1, 2, 3"),
         (MANIFEST.replace("[8, 12, 16]", "[8, 12]"), "window"),
         (MANIFEST + 'orientation = "XYZ"', "manifest of 'net'"),
+        (MANIFEST + 'training = "x"', "training: 'x' is not a table"),
+        (MANIFEST + "training = {when = 2026-01-01}", "training.when: a date is not a text, a number"),
+        (MANIFEST + "name = 5", "name: 5 is not a text"),
+        (MANIFEST + 'largest_batch = "x"', "largest_batch: 'x' is not a whole number"),
+        (MANIFEST + 'intensity = {kind = "range", lower = "0", upper = "1"}', "intensity.lower: '0' is not a finite"),
+        (MANIFEST + "intensity = {upper = inf}", "intensity.upper: inf is not a finite number"),
+        (MANIFEST.replace('"bright"', "5"), "labels[0].name: 5 is not a text"),
+        (MANIFEST.replace('[{value = 1, name = "bright"}]', "5"), "labels: 5 is not a list"),
+        (MANIFEST.replace('[{value = 1, name = "bright"}]', "[5]"), "labels[0]: 5 is not a table"),
+        (MANIFEST + f"notice = {'[' * 2000}", "not a manifest"),
+        (MANIFEST + "output = 5", "output 5; accepted are logits"),
+        (MANIFEST + "output = []", "output []; accepted are logits"),
     ],
 )
 def test_manifests_that_are_refused(text, message, toml, tmp_path):

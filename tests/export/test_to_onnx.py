@@ -201,3 +201,26 @@ def test_options_that_are_refused(options: dict, message: str) -> None:
 def test_an_older_operator_set(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "m.onnx", ExportOptions(opset=18))
     assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 18
+
+
+@REFLECTING
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": None}, "its network cannot be rebuilt"),
+        ({"network": {}}, "its network cannot be rebuilt"),
+        ({"state": {}}, "its network cannot be rebuilt"),
+        ({"labels": 5}, "lacks or garbles a field .labels: 5 is not a list"),
+        ({"labels": [{"value": "1", "name": "a", "colour": (1, 2, 3)}]}, r"labels\[0\]\.value: '1' is not a whole"),
+        ({"dataset": {}}, "lacks or garbles a field"),
+        ({"config": 5}, "lacks or garbles a field"),
+        ({"intensity": {"kind": "percentile", "lower": "1", "upper": "99"}}, r"intensity\.lower: '1' is not a finite"),
+        ({"progress": {"when": object}}, "not a checkpoint of tensors and plain values"),
+    ],
+    ids=str,
+)
+def test_checkpoints_with_other_fields(trained: Path, tmp_path: Path, change: dict, message: str) -> None:
+    checkpoint.save(trained, checkpoint.load(trained) | change)
+    with pytest.raises(ModelError, match=message) as caught:
+        export(trained, tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value) and not (tmp_path / "m.onnx").exists()
