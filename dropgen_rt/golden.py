@@ -9,7 +9,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ WINDOWS = 3
 # Voxels of a window's own grid at most; a larger window repeats each voxel of a smaller one.
 MAX_VOXELS = 64**3
 MAX_LOGIT_BYTES = 900_000
+# Logits are thinned out to this before a window is left out.
+LEAST_LOGIT_BYTES = 100_000
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -87,7 +89,26 @@ def synthetic_windows(manifest: Manifest, count: int = WINDOWS) -> NDArray[np.fl
 
 
 def pack(golden: Golden) -> str:
-    """The text for the metadata. Raises ModelError above 2 MB."""
+    """The text for the metadata, of as much of ``golden`` as 2 MB hold.
+
+    Networks of many classes or large windows leave out logits first, to a coarser lattice, and then windows: one whole
+    window has voxels enough to judge by. Raises ModelError where not even that fits.
+    """
+    while len(text := _text(golden)) > MAX_BYTES:
+        if golden.logits.nbytes > LEAST_LOGIT_BYTES and min(golden.logits.shape[2:]) > 1:
+            coarser = np.ascontiguousarray(golden.logits[:, :, ::2, ::2, ::2])
+            golden = replace(golden, logits=coarser, step=2 * golden.step)
+        elif len(golden.windows) > 1:
+            golden = replace(golden, windows=golden.windows[:-1], labels=golden.labels[:-1], logits=golden.logits[:-1])
+        else:
+            raise ModelError(
+                f"one golden window of {golden.labels.shape[1:]} voxels takes {len(text)} bytes, accepted are "
+                f"{MAX_BYTES}; give --golden SCAN, because labels of a scan compress better, or a smaller window"
+            )
+    return text
+
+
+def _text(golden: Golden) -> str:
     grid = coarse_grid(golden.windows.shape[2:])
     coarse = golden.windows
     for axis, edge in enumerate(grid, start=2):
@@ -97,10 +118,7 @@ def pack(golden: Golden) -> str:
         stream, images=np.rint(coarse * 255).astype(np.uint8), labels=golden.labels, logits=golden.logits,
         step=np.int64(golden.step), source=np.str_(golden.source), referee=np.str_(golden.referee),
     )  # fmt: skip
-    text = base64.b64encode(stream.getvalue()).decode("ascii")
-    if len(text) > MAX_BYTES:
-        raise ModelError(f"the golden windows take {len(text)} bytes, accepted are {MAX_BYTES}; choose fewer")
-    return text
+    return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def digest(text: str) -> str:

@@ -35,7 +35,8 @@ class Model:
             return self
         if not self.manifest.dynamic_window:
             raise UsageError(
-                f"window {window}: {self.manifest.name!r} is fixed to {self.manifest.window}; export it with --dynamic"
+                f"window {window}: {self.manifest.name!r} is fixed to {self.manifest.window}; export it with "
+                "--window dynamic"
             )
         return replace(self, manifest=replace(self.manifest, window=window))
 

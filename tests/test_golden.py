@@ -20,7 +20,7 @@ from dropgen_rt.golden import (
     synthetic_windows,
     unpack,
 )
-from dropgen_rt.manifest import METADATA_KEY
+from dropgen_rt.manifest import METADATA_KEY, Label
 from dropgen_rt.model import read_model
 from dropgen_rt.verify import golden_of
 
@@ -71,14 +71,32 @@ def test_large_windows_are_kept_coarse(window, grid):
     )
 
 
-def test_many_classes_stay_below_two_megabytes(tiny):
-    manifest = tiny.manifest(window=(96, 96, 96))
+def noisy(tiny, classes, edge):
+    """Golden windows whose labels are noise, which nothing compresses; three windows of ``edge`` voxels."""
+    labels = tuple(Label(value, f"part {value}", (0, 0, 0)) for value in range(1, classes))
+    manifest = tiny.manifest(window=(edge, edge, edge), labels=labels)
     rng = np.random.default_rng(0)
-    golden = answered(
-        synthetic_windows(manifest), lambda w: rng.random((1, 100, *w.shape[2:]), dtype=np.float32), "noise", "none"
+    return manifest, answered(
+        synthetic_windows(manifest), lambda w: rng.random((1, classes, *w.shape[2:]), dtype=np.float32), "noise", "none"
     )
-    # Labels of noise do not compress: refused rather than written.
-    with pytest.raises(ModelError, match=f"accepted are {MAX_BYTES}"):
+
+
+def test_many_classes_stay_below_two_megabytes(tiny):
+    """By fewer logits, then by fewer windows; what is left is whole and equals what was there."""
+    manifest, golden = noisy(tiny, 14, 96)
+    text = pack(golden)
+    assert len(text) <= MAX_BYTES
+    kept = unpack(text, replace(manifest, golden_sha256=digest(text)))
+    count, step = len(kept.windows), kept.step
+    assert 1 <= count < 3 and step > golden.step and step % golden.step == 0
+    assert np.array_equal(kept.windows, golden.windows[:count]) and np.array_equal(kept.labels, golden.labels[:count])
+    assert np.array_equal(kept.logits, golden.logits[:count, :, :: step // golden.step, :: step // golden.step,
+                                                     :: step // golden.step])  # fmt: skip
+
+
+def test_what_does_not_fit_at_all_is_refused(tiny):
+    _, golden = noisy(tiny, 20, 144)
+    with pytest.raises(ModelError, match=rf"accepted are {MAX_BYTES}; give --golden SCAN, .* or a smaller window"):
         pack(golden)
     assert len(pack(replace(golden, labels=np.zeros_like(golden.labels)))) <= MAX_BYTES
 

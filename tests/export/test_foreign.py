@@ -186,6 +186,41 @@ def test_one_source_is_given(arguments, tmp_path):
     assert_refused(run(*arguments, "-o", tmp_path / "m.onnx"), 2, "give one of CHECKPOINT, --torchscript FILE")
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(("--window", 8, 8, 8), "--window"), (("--window", "dynamic"), "--dynamic"), (("--weights", "fp16"), "--weights"),
+     (("--opset", 18), "--opset")],
+)  # fmt: skip
+def test_options_that_would_change_another_network(words, named, toml, tmp_path):
+    source = onnx_file(tmp_path / "n.x")
+    result = run("--onnx", source, "--manifest", toml(), "-o", tmp_path / "m.onnx", *words)
+    assert_refused(result, 2, f"{named}: for a CHECKPOINT only; the window of another network is what its --manifest")
+
+
+class Speckle(nn.Module):
+    """Labels like noise, which do not compress: sines of whole numbers, on which all libraries agree."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv3d(1, 24, 3, padding=1, bias=False)
+        weights = np.random.default_rng(0).integers(-9, 10, self.mix.weight.shape)
+        self.mix.weight.data = torch.from_numpy(weights.astype(np.float32))
+
+    def forward(self, image):
+        return torch.sin(self.mix(torch.round(image * 255) + 1))
+
+
+def test_golden_windows_of_a_network_of_many_labels_are_made_to_fit(toml, tmp_path):
+    labels = ", ".join(f'{{value = {value}, name = "part {value}"}}' for value in range(1, 24))
+    text = f"labels = [{labels}]\nspacing_mm = [1, 1, 1]\nwindow = [96, 96, 96]\n"
+    torch.jit.save(torch.jit.trace(Speckle().eval(), torch.zeros(1, 1, 96, 96, 96)), tmp_path / "n.pt")
+    out = tmp_path / "m.onnx"
+    result = run("--torchscript", tmp_path / "n.pt", "--manifest", toml(text=text), "-o", out)
+    assert result.exit_code == 0, result.output
+    golden = golden_of(read_model(out))
+    assert len(golden.windows) < 3 and len(np.unique(golden.labels)) == 24
+
+
 @needs("data/brain_t1")
 @pytest.mark.slow
 def test_deepbet_end_to_end(home, tmp_path):
