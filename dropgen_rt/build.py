@@ -18,6 +18,8 @@ from dropgen_rt.survey import library_version, survey
 from dropgen_rt.verify import golden_of
 
 GPU_BATCH = 4
+# Engines that are built for a largest batch; the others take any.
+PLANNED = ("tensorrt", "rtx")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class BuildOptions:
     name: str | None = None
     make_default: bool = True
     threads: int | None = None
+    device: str = "auto"
 
 
 def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> EngineRecord:
@@ -43,11 +46,17 @@ def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> Eng
     if options.arch and options.engine != "rtx":
         raise UsageError("--arch names GPUs to build for ahead of time, which --engine rtx alone can do")
     batch = _batch(options.batch)
-    if options.engine == "rtx" and (options.arch or not survey().gpus):
+    if options.arch and options.device != "auto":
+        raise UsageError(f"--device {options.device}: with --arch an engine is built for GPUs elsewhere; leave one out")
+    if options.engine == "rtx" and (options.arch or (options.device == "auto" and not survey().gpus)):
         record, content = _ahead_of_time(model, options, batch, line)
     else:
-        choice = choose(options.engine, options.precision)
+        choice = choose(options.engine, options.precision, options.device)
         line(f"engine {choice.kind} on {choice.device}: {choice.reason}")
+        if options.threads is not None and choice.device != "cpu":
+            raise UsageError(f"--threads {options.threads}: for engines on the CPU; this one runs on {choice.device}")
+        if batch is not None and choice.kind not in PLANNED:
+            line(f"--batch {batch} changes nothing: {choice.kind} takes any number of windows at once")
         record, content = _climb(model, choice, options, batch, line)
     with lock():
         save(record, content)
@@ -95,10 +104,10 @@ def _make(
     line: Callable[[str], None],
 ) -> tuple[EngineRecord, bytes, GateReport]:  # fmt: skip
     content = b""
-    if kind in ("tensorrt", "rtx"):
+    if kind in PLANNED:
         from dropgen_rt.engines.nvidia_build import build_plan
 
-        content = build_plan(model, kind, precision, _batches(kind, batch), (), line)
+        content = build_plan(model, kind, precision, _batches(model, kind, batch), (), line)
     with create(model, kind, precision, device, threads=threads, compiled=content or None) as engine:
         report = judge(engine, golden_of(model), model.manifest)
         content = content or _serialised(engine)
@@ -124,7 +133,7 @@ def _ahead_of_time(
     arch = check_arch(options.arch)
     precision: Precision = "fp16" if options.precision == "auto" else choose_ahead(options.precision)
     line(f"engine rtx ahead of time for {', '.join(f'sm_{item}' for item in arch)}, {precision}")
-    content = build_plan(model, "rtx", precision, _batches("rtx", batch), arch, line)
+    content = build_plan(model, "rtx", precision, _batches(model, "rtx", batch), arch, line)
     record = _record(model, "rtx", precision, "cuda", batch, arch, content)
     line(f"built {len(content) / 1e6:.1f} MB; its gate runs when it is first loaded on such a GPU")
     return record, content
@@ -138,10 +147,11 @@ def choose_ahead(precision: str) -> Precision:
     raise UsageError(f"precision {precision!r}: accepted are auto, fp32, fp16 and bf16")
 
 
-def _batches(kind: Kind, batch: int | None) -> tuple[int, int, int]:
-    if kind in ("openvino", "onnxruntime"):
-        return (1, 1, batch or 1)
-    largest = batch or GPU_BATCH
+def _batches(model: Model, kind: Kind, batch: int | None) -> tuple[int, int, int]:
+    """Smallest, usual and largest; of engines that take any number a constant, so that their key does not change."""
+    if kind not in PLANNED:
+        return (1, 1, 1)
+    largest = min(batch or GPU_BATCH, model.manifest.largest_batch or GPU_BATCH * 64)
     return (1, largest, largest)
 
 
@@ -163,10 +173,10 @@ def _record(
         engine_sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
         window=model.manifest.window,
-        batch=_batches(kind, batch),
+        batch=_batches(model, kind, batch),
         arch=arch,
         host=_host(kind, device, arch),
-        flags={"tf32": "off"} if kind in ("tensorrt", "rtx") else {},
+        flags={} if device == "cpu" else {"tf32": "off"},
         built_utc=now(),
     )
 
@@ -181,7 +191,7 @@ def _host(kind: Kind, device: str, arch: tuple[str, ...]) -> dict[str, str]:
         return {"cpu": cpu_name(), "machine": platform.machine()}
     found = survey()
     gpu = found.gpus[int(device.partition(":")[2] or 0)]
-    return {"gpu": gpu.name, "capability": gpu.capability, "driver_cuda": found.driver_cuda}
+    return {"gpu": gpu.name, "capability": gpu.capability, "driver": found.driver, "driver_cuda": found.driver_cuda}
 
 
 def current(record: EngineRecord, device: str) -> EngineRecord:

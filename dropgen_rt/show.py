@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from dropgen_rt.build import PLANNED
 from dropgen_rt.engine_files import EngineRecord, readable_records
 from dropgen_rt.errors import DropgenError
 from dropgen_rt.store import default_name, engine_keys, installed, open_named
@@ -50,7 +51,8 @@ def _record(record: EngineRecord) -> Iterator[str]:
     yield f"  library    {record.engine} {record.version}, built {record.built_utc}"
     yield f"  file       {record.bytes / 1e6:.1f} MB, sha256 {record.engine_sha256}"
     yield f"  key        {record.key}"
-    yield f"  window     {_by(record.window)}, batch {record.batch[0]} to {record.batch[2]}"
+    batch = f"{record.batch[0]} to {record.batch[2]}" if record.batch[2] > 1 or record.engine in PLANNED else "any"
+    yield f"  window     {_by(record.window)}, batch {batch}"
     for name, values in (("host", record.host), ("flags", record.flags)):
         if values:
             yield f"  {name:<9}  {', '.join(f'{key} {value}' for key, value in values.items())}"

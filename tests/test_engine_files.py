@@ -73,6 +73,14 @@ def test_the_number_of_threads_is_kept(model_file, model, monkeypatch):
     assert seen == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
+def test_a_batch_changes_nothing_on_a_cpu_and_that_is_said(model_file, kind):
+    lines = []
+    plain, given = run(model_file, engine=kind), run(model_file, lines, engine=kind, batch="8")
+    assert plain.key == given.key and records() == [given]
+    assert f"--batch 8 changes nothing: {kind} takes any number of windows at once" in lines
+
+
 def test_an_engine_of_another_model_is_not_taken(built, tiny, tmp_path):
     other = read_model(tiny.write(tmp_path / "other.onnx", notice="another"))
     assert open_installed(other, "auto") is None
