@@ -16,7 +16,7 @@ class WindowCommand(click.Command):
     """``--window`` takes three numbers, or the one word dynamic, which is another spelling of ``--dynamic``."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        given = []
+        given: list[str] = []
         for word in args:
             if word == "dynamic" and given[-1:] == ["--window"]:
                 given[-1] = "--dynamic"
