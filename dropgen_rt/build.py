@@ -128,6 +128,8 @@ def _ahead_of_time(
 ) -> tuple[EngineRecord, bytes]:
     from dropgen_rt.engines.nvidia_build import build_plan, check_arch
 
+    if options.threads is not None:
+        raise UsageError(f"--threads {options.threads}: for engines on the CPU; this one is built for GPUs")
     if library_version("rtx") is None:
         choose("rtx", options.precision)  # says how to install it
     arch = check_arch(options.arch)

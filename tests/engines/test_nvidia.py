@@ -129,6 +129,7 @@ def test_a_graph_that_it_cannot_read(tiny, home):
             6,
             "device cuda:0: no NVIDIA driver is installed; use --device cpu",
         ),
+        (["--engine", "rtx", "--arch", "86", "--threads", "3"], 2, "--threads 3: for engines on the CPU; this one is"),
         (["--engine", "rtx", "--device", "cpu"], 2, "engine rtx runs on NVIDIA GPUs only"),
         (["--engine", "onnxruntime", "--device", "cuda:0"], 6, "device cuda:0: no NVIDIA driver is installed"),
         (["--device", "cuda:1"], 6, "device cuda:1: no NVIDIA driver is installed; use --device cpu"),

@@ -122,6 +122,7 @@ def test_small_networks(form, kind, toml, tmp_path):
         (MANIFEST.replace("value = 1", "value = 2"), "label values must count 1, 2, 3"),
         (MANIFEST.replace("[8, 12, 16]", "[8, 12]"), "window"),
         (MANIFEST + 'orientation = "XYZ"', "manifest of 'net'"),
+        (MANIFEST + "dynamic_window = true", "the window of another network is fixed; leave it out"),
         (MANIFEST + 'training = "x"', "training: 'x' is not a table"),
         (MANIFEST + "training = {when = 2026-01-01}", "training.when: a date is not a text, a number"),
         (MANIFEST + "name = 5", "name: 5 is not a text"),
@@ -195,6 +196,69 @@ def test_options_that_would_change_another_network(words, named, toml, tmp_path)
     source = onnx_file(tmp_path / "n.x")
     result = run("--onnx", source, "--manifest", toml(), "-o", tmp_path / "m.onnx", *words)
     assert_refused(result, 2, f"{named}: for a CHECKPOINT only; the window of another network is what its --manifest")
+
+
+@pytest.mark.parametrize("form", ["--torchscript", "--onnx"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('name = "bright"}', 'name = "bright"}, {value = 2, name = "brighter"}'),
+            "the manifest says (1, 3, 8, 12, 16)",
+        ),
+        (("[8, 12, 16]", '[8, 12, 16]\nchannels = ["a", "b"]'), "2"),
+    ],
+    ids=["labels", "channels"],
+)
+def test_networks_that_contradict_the_manifest(form, change, message, toml, tmp_path):
+    source = tmp_path / "n"
+    torchscript(source, "logits") if form == "--torchscript" else onnx_file(source)
+    refused = run(form, source, "--manifest", toml(text=MANIFEST.replace(*change)), "-o", tmp_path / "m.onnx")
+    assert_refused(refused, 4, message)
+    assert str(source) in refused.stderr and not (tmp_path / "m.onnx").exists()
+
+
+class Changed(nn.Module):
+    """``Smooth`` with something wrong at its end."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.inner, self.wrong = Smooth("logits"), wrong
+
+    def forward(self, image):
+        logits = self.inner(image)
+        if self.wrong == "nan":
+            return logits / (logits - logits)
+        if self.wrong == "mixed":  # each window sees the mean of all
+            return logits + 50 * logits.mean(0, keepdim=True)
+        return logits.reshape(1, 2, 8, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "message"),
+    [
+        ("nan", 4, "its output is not finite"),
+        ("mixed", 5, "two windows at once against one by one"),
+        ("one", 4, "if it takes one at a time, put largest_batch = 1 into the manifest"),
+    ],
+)
+def test_networks_that_no_runtime_could_use(wrong, code, message, toml, tmp_path):
+    source, out = tmp_path / "n.pt", tmp_path / "m.onnx"
+    torch.jit.save(torch.jit.trace(Changed(wrong).eval(), torch.zeros(1, 1, 8, 12, 16)), source)
+    assert_refused(run("--torchscript", source, "--manifest", toml(), "-o", out), code, message)
+    assert not out.exists()
+    if wrong == "one":
+        assert run("--torchscript", source, "--manifest", toml("largest_batch = 1"), "-o", out).exit_code == 0
+
+
+@pytest.mark.parametrize("largest", [0, 2, 5])
+def test_a_largest_batch_is_kept(largest, toml, tmp_path):
+    out = tmp_path / "m.onnx"
+    result = run("--onnx", onnx_file(tmp_path / "n.x"), "--manifest", toml(f"largest_batch = {largest}"), "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "two windows at once against one by one" in result.stdout
+    with open_engine(read_model(out), engine="openvino", precision="fp32") as engine:
+        assert engine.infer(np.zeros((3, 1, 8, 12, 16), np.float32)).shape == (3, 2, 8, 12, 16)
 
 
 class Speckle(nn.Module):
