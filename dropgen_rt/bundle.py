@@ -16,7 +16,7 @@ from pathlib import Path
 from dropgen_rt import signing
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.engine_files import EngineRecord, read_content, records_of, save, sweep
-from dropgen_rt.errors import EngineError, MissingModelError, ModelError
+from dropgen_rt.errors import EngineError, MissingModelError, ModelError, UsageError
 from dropgen_rt.model import model_of
 from dropgen_rt.store import check_name, install, lock, open_named
 
@@ -68,7 +68,7 @@ def read(path: Path, name: str | None, trust: str | None, make_default: bool) ->
                 raise ModelError(f"{path}: bundle schema {listing['schema']}, this version reads {SCHEMA}")
             contents = _contents(path, archive, listing["entries"])
         found = [EngineRecord.from_json(item) for item in listing["records"]]
-        chosen = check_name(str(listing["name"]) if name is None else name)
+        chosen = _name_in(path, str(listing["name"])) if name is None else check_name(name)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError,
             ValueError, KeyError, TypeError, AttributeError) as error:  # fmt: skip
         raise ModelError(f"{path}: not a whole bundle ({error}); export it again") from error
@@ -87,6 +87,13 @@ def read(path: Path, name: str | None, trust: str | None, make_default: bool) ->
         sweep()
     yield from (f"engine {record.engine} {record.precision}, built {record.built_utc}" for record in found)
     yield f"installed {chosen} in {entry}" + (", the default model" if make_default else "")
+
+
+def _name_in(path: Path, name: str) -> str:
+    try:
+        return check_name(name)
+    except UsageError as error:  # the bundle's fault, not the command line's
+        raise ModelError(f"{path}: it gives the {error}; choose another with --name") from error
 
 
 def _signed_list(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:

@@ -183,6 +183,21 @@ def wrong(monkeypatch):
     monkeypatch.setattr(openvino_engine, "OpenVinoEngine", Wrong)
 
 
+def test_one_built_elsewhere_meets_the_gate_when_it_is_first_loaded(model, built):
+    engine_files.save_record(replace(built, gate=None))
+    open_engine(model).close()
+    assert read_record(built.path).gate["agreement"] == 1
+
+
+def test_one_that_fails_its_first_gate_is_refused_each_time(model, built, wrong, monkeypatch):
+    engine_files.save_record(replace(built, gate=None))
+    monkeypatch.setattr(Wrong, "bad", ("fp32",))
+    for _ in range(2):
+        with pytest.raises(VerificationError, match=r"openvino fp32 of tiny: label agreement .*in another precision"):
+            open_engine(model)
+    assert read_record(built.path).gate is None
+
+
 def test_auto_climbs_to_the_next_precision_and_says_so(model_file, wrong):
     lines = []
     record = run(model_file, lines, precision="auto")
