@@ -33,7 +33,7 @@ def write(name: str, out: Path) -> str:
     Raises ModelError for a model or engine that was altered, OutputError.
     """
     model = open_named(check_name(name))
-    engines = records_of(model)
+    engines = list(records_of(model))
     contents = {MODEL: model.content} | {f"engines/{item.engine_sha256}": read_content(item) for item in engines}
     listing = {
         "schema": SCHEMA,

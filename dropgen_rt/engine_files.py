@@ -8,6 +8,7 @@ that does: it is built again from its model where that can be done here, and oth
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,13 +149,16 @@ def records(model_sha256: str | None = None) -> list[EngineRecord]:
     return sorted(found, key=lambda record: record.built_utc, reverse=True)
 
 
-def records_of(model: Model) -> list[EngineRecord]:
+def records_of(model: Model) -> Iterator[EngineRecord]:
     """The engines that ``model`` may use, the preferred one first: those of the name by which it was opened, or, for a
-    file, all that this model has under any name, newest first. Raises EngineError for a damaged or foreign record."""
+    file, all that this model has under any name, newest first. Each is read when its turn comes, and raises EngineError
+    where it is damaged or foreign."""
     if not model.name:
-        return records(model.sha256)
-    paths = [record_path(key) for key in engine_keys(model.name)]
-    return [read_record(path) for path in paths if path.is_file()]
+        yield from records(model.sha256)
+        return
+    for path in map(record_path, engine_keys(model.name)):
+        if path.is_file():
+            yield read_record(path)
 
 
 def readable_records() -> tuple[dict[str, EngineRecord], list[EngineError]]:

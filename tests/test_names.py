@@ -123,6 +123,16 @@ def test_one_damaged_record_is_one_warning(model_file, content):
         assert engine.name == "openvino"
 
 
+def test_a_damaged_second_choice_is_met_only_by_who_needs_it(model_file, tmp_path):
+    second = run(model_file, "mine", engine="onnxruntime")
+    run(model_file, "mine")
+    second.path.write_text("garbage")
+    assert opened("mine") == "openvino"
+    refused = command("export", "mine", "-o", tmp_path / "x.dropgen")
+    assert refused.exit_code == 4 and "not an engine's record" in refused.stderr
+    assert not (tmp_path / "x.dropgen").exists()
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{}", b"[" * 100_000, b'{"model_sha256": 5}', b'{"model_sha256": "../x"}', b"\xff",
