@@ -7,17 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dropgen_rt.engine_files import EngineRecord, now, runtime_cache, save
+from dropgen_rt.engine_files import EngineRecord, now, runtime_cache, save, supersede, sweep
 from dropgen_rt.engines.choose import Choice, choose, create
 from dropgen_rt.engines.contract import Engine, Kind, Precision
-from dropgen_rt.errors import EngineError, UsageError, VerificationError
+from dropgen_rt.errors import EngineError, ModelError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
 from dropgen_rt.model import Model, read_model
-from dropgen_rt.store import check_name, install
+from dropgen_rt.store import check_name, install, lock
 from dropgen_rt.survey import library_version, survey
 from dropgen_rt.verify import golden_of
 
 GPU_BATCH = 4
+# Engines that are built for a largest batch; the others take any.
+PLANNED = ("tensorrt", "rtx")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class BuildOptions:
     name: str | None = None
     make_default: bool = True
     threads: int | None = None
+    device: str = "auto"
 
 
 def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> EngineRecord:
@@ -39,26 +42,41 @@ def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> Eng
     Raises ModelError, UsageError, ResourceError, VerificationError or OutputError; then nothing is installed.
     """
     model = read_model(path)
-    name = check_name(model.manifest.name if options.name is None else options.name)
+    name = _name_of(model) if options.name is None else check_name(options.name)
     if options.arch and options.engine != "rtx":
         raise UsageError("--arch names GPUs to build for ahead of time, which --engine rtx alone can do")
     batch = _batch(options.batch)
-    if options.engine == "rtx" and (options.arch or not survey().gpus):
+    if options.arch and options.device != "auto":
+        raise UsageError(f"--device {options.device}: with --arch an engine is built for GPUs elsewhere; leave one out")
+    if options.engine == "rtx" and (options.arch or (options.device == "auto" and not survey().gpus)):
         record, content = _ahead_of_time(model, options, batch, line)
     else:
-        choice = choose(options.engine, options.precision)
+        choice = choose(options.engine, options.precision, options.device)
         line(f"engine {choice.kind} on {choice.device}: {choice.reason}")
+        if options.threads is not None and choice.device != "cpu":
+            raise UsageError(f"--threads {options.threads}: for engines on the CPU; this one runs on {choice.device}")
+        if batch is not None and choice.kind not in PLANNED:
+            line(f"--batch {batch} changes nothing: {choice.kind} takes any number of windows at once")
         record, content = _climb(model, choice, options, batch, line)
-    save(record, content)
-    entry = install(model, name, options.make_default)
+    with lock():
+        save(record, content)
+        entry = install(model, name, options.make_default, (record.key,))
+        sweep()
     line(f"installed {name} in {entry}" + (", the default model" if options.make_default else ""))
     return record
+
+
+def _name_of(model: Model) -> str:
+    try:
+        return check_name(model.manifest.name)
+    except UsageError as error:  # the file's fault, not the command line's
+        raise ModelError(f"{model.path}: its manifest gives the {error}; choose another with --name") from error
 
 
 def _batch(given: str) -> int | None:
     if given == "auto":
         return None
-    if not given.isdigit() or not 1 <= int(given) <= 64:
+    if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= 64):
         raise UsageError(f"--batch {given}: accepted are auto and 1 to 64")
     return int(given)
 
@@ -86,10 +104,10 @@ def _make(
     line: Callable[[str], None],
 ) -> tuple[EngineRecord, bytes, GateReport]:  # fmt: skip
     content = b""
-    if kind in ("tensorrt", "rtx"):
+    if kind in PLANNED:
         from dropgen_rt.engines.nvidia_build import build_plan
 
-        content = build_plan(model, kind, precision, _batches(kind, batch), (), line)
+        content = build_plan(model, kind, precision, _batches(model, kind, batch), (), line)
     with create(model, kind, precision, device, threads=threads, compiled=content or None) as engine:
         report = judge(engine, golden_of(model), model.manifest)
         content = content or _serialised(engine)
@@ -110,12 +128,14 @@ def _ahead_of_time(
 ) -> tuple[EngineRecord, bytes]:
     from dropgen_rt.engines.nvidia_build import build_plan, check_arch
 
+    if options.threads is not None:
+        raise UsageError(f"--threads {options.threads}: for engines on the CPU; this one is built for GPUs")
     if library_version("rtx") is None:
         choose("rtx", options.precision)  # says how to install it
     arch = check_arch(options.arch)
     precision: Precision = "fp16" if options.precision == "auto" else choose_ahead(options.precision)
     line(f"engine rtx ahead of time for {', '.join(f'sm_{item}' for item in arch)}, {precision}")
-    content = build_plan(model, "rtx", precision, _batches("rtx", batch), arch, line)
+    content = build_plan(model, "rtx", precision, _batches(model, "rtx", batch), arch, line)
     record = _record(model, "rtx", precision, "cuda", batch, arch, content)
     line(f"built {len(content) / 1e6:.1f} MB; its gate runs when it is first loaded on such a GPU")
     return record, content
@@ -129,10 +149,11 @@ def choose_ahead(precision: str) -> Precision:
     raise UsageError(f"precision {precision!r}: accepted are auto, fp32, fp16 and bf16")
 
 
-def _batches(kind: Kind, batch: int | None) -> tuple[int, int, int]:
-    if kind in ("openvino", "onnxruntime"):
-        return (1, 1, batch or 1)
-    largest = batch or GPU_BATCH
+def _batches(model: Model, kind: Kind, batch: int | None) -> tuple[int, int, int]:
+    """Smallest, usual and largest; of engines that take any number a constant, so that their key does not change."""
+    if kind not in PLANNED:
+        return (1, 1, 1)
+    largest = min(batch or GPU_BATCH, model.manifest.largest_batch or GPU_BATCH * 64)
     return (1, largest, largest)
 
 
@@ -154,17 +175,17 @@ def _record(
         engine_sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
         window=model.manifest.window,
-        batch=_batches(kind, batch),
+        batch=_batches(model, kind, batch),
         arch=arch,
         host=_host(kind, device, arch),
-        flags=_flags(kind, precision),
+        flags=_flags(kind, precision, device),
         built_utc=now(),
     )
 
 
-def _flags(kind: Kind, precision: Precision) -> dict[str, str]:
+def _flags(kind: Kind, precision: Precision, device: str) -> dict[str, str]:
     """What else of how an engine is built changes its answer."""
-    if kind in ("tensorrt", "rtx"):
+    if device != "cpu":
         return {"tf32": "off"}
     return {"means": "axis by axis"} if (kind, precision) == ("openvino", "fp32") else {}
 
@@ -179,7 +200,7 @@ def _host(kind: Kind, device: str, arch: tuple[str, ...]) -> dict[str, str]:
         return {"cpu": cpu_name(), "machine": platform.machine()}
     found = survey()
     gpu = found.gpus[int(device.partition(":")[2] or 0)]
-    return {"gpu": gpu.name, "capability": gpu.capability, "driver_cuda": found.driver_cuda}
+    return {"gpu": gpu.name, "capability": gpu.capability, "driver": found.driver, "driver_cuda": found.driver_cuda}
 
 
 def current(record: EngineRecord, device: str) -> EngineRecord:
@@ -213,9 +234,7 @@ def rebuild(model: Model, record: EngineRecord, wanted: EngineRecord, device: st
     logging.getLogger("dropgen_rt").warning(
         "engine %s %s of %s was built again: %s", made.engine, made.precision, model.manifest.name, reason
     )
-    save(made, content)
-    if made.key != record.key:
-        record.path.unlink(missing_ok=True)
+    supersede(record, made, content)
     return create(
         model, made.engine, made.precision, device, threads=threads, compiled=content,
         runtime_cache=runtime_cache(made),

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from dropgen_rt import signing
 from dropgen_rt.atomic import atomic_path
-from dropgen_rt.engine_files import EngineRecord, read_content, records, save
-from dropgen_rt.errors import EngineError, MissingModelError, ModelError
+from dropgen_rt.engine_files import EngineRecord, read_content, records_of, save, sweep
+from dropgen_rt.errors import EngineError, MissingModelError, ModelError, UsageError
 from dropgen_rt.model import model_of
-from dropgen_rt.store import check_name, install, open_named
+from dropgen_rt.store import check_name, install, lock, open_named
 
 SCHEMA = "1.0"
 LIST, SIGNATURE, MODEL = "bundle.json", "signature.json", "model.onnx"
@@ -33,13 +33,13 @@ def write(name: str, out: Path) -> str:
     Raises ModelError for a model or engine that was altered, OutputError.
     """
     model = open_named(check_name(name))
-    engines = {record.engine_sha256: record for record in records(model.sha256)}
-    contents = {MODEL: model.content} | {f"engines/{key}": read_content(item) for key, item in engines.items()}
+    engines = list(records_of(model))
+    contents = {MODEL: model.content} | {f"engines/{item.engine_sha256}": read_content(item) for item in engines}
     listing = {
         "schema": SCHEMA,
         "name": name,
         "entries": {entry: {"bytes": len(data), "sha256": _sha256(data)} for entry, data in contents.items()},
-        "records": [record.to_json() for record in engines.values()],
+        "records": [record.to_json() for record in engines],
     }
     text = json.dumps(listing, sort_keys=True).encode()
     public = signing.own_public_key()
@@ -68,21 +68,32 @@ def read(path: Path, name: str | None, trust: str | None, make_default: bool) ->
                 raise ModelError(f"{path}: bundle schema {listing['schema']}, this version reads {SCHEMA}")
             contents = _contents(path, archive, listing["entries"])
         found = [EngineRecord.from_json(item) for item in listing["records"]]
-        chosen = check_name(str(listing["name"]) if name is None else name)
+        chosen = _name_in(path, str(listing["name"])) if name is None else check_name(name)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError,
             ValueError, KeyError, TypeError, AttributeError) as error:  # fmt: skip
         raise ModelError(f"{path}: not a whole bundle ({error}); export it again") from error
     model = model_of(path, contents[MODEL])
     if any(record.model_sha256 != model.sha256 for record in found):
         raise ModelError(f"{path}: an engine in it belongs to another model; export it again")
-    engines = [(record, contents[f"engines/{record.engine_sha256}"]) for record in found]
+    engines = [(record, contents.get(f"engines/{record.engine_sha256}", b"")) for record in found]
+    if any(_sha256(content) != record.engine_sha256 for record, content in engines):
+        raise ModelError(f"{path}: an engine in it is not the one that its record names; export it again")
     if trust is not None:
         signing.trust(public)
-    for record, content in engines:
-        save(record, content)
-        yield f"engine {record.engine} {record.precision}, built {record.built_utc}"
-    entry = install(model, chosen, make_default)
+    with lock():
+        for record, content in engines:
+            save(record, content)
+        entry = install(model, chosen, make_default, tuple(record.key for record in found))
+        sweep()
+    yield from (f"engine {record.engine} {record.precision}, built {record.built_utc}" for record in found)
     yield f"installed {chosen} in {entry}" + (", the default model" if make_default else "")
+
+
+def _name_in(path: Path, name: str) -> str:
+    try:
+        return check_name(name)
+    except UsageError as error:  # the bundle's fault, not the command line's
+        raise ModelError(f"{path}: it gives the {error}; choose another with --name") from error
 
 
 def _signed_list(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:

@@ -16,20 +16,22 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
     "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
     help="auto tries what the machine computes fastest and climbs to a wider one if the gate fails.",
 )  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @click.option("--arch", metavar="sm_86,…", default="", help="GPUs to build for ahead of time, with --engine rtx.")
-@click.option("--batch", default="auto", show_default=True, metavar="N|auto", help="Largest number of windows at once.")
+@click.option("--batch", default="auto", show_default=True, metavar="N|auto", help="Most windows at once, on a GPU.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine; by default one a core.")
 @click.option("--name", help="Install under this name; by default the manifest's.")
 @click.option("--no-default", is_flag=True, help="Leave the default model as it is.")
 def build_engine(
-    model: Path, engine: str, precision: str, arch: str, batch: str, threads: int | None, name: str | None,
-    no_default: bool,
+    model: Path, engine: str, precision: str, device: str, arch: str, batch: str, threads: int | None,
+    name: str | None, no_default: bool,
 ) -> None:  # fmt: skip
     """Compile MODEL for a machine, hold it against fp32 on its golden windows, and install it under a name."""
     from dropgen_rt.build import BuildOptions, build
 
     architectures = tuple(item for item in arch.split(",") if item)
-    build(model, BuildOptions(engine, precision, architectures, batch, name, not no_default, threads), click.echo)
+    options = BuildOptions(engine, precision, architectures, batch, name, not no_default, threads, device)
+    build(model, options, click.echo)
 
 
 @click.command()

@@ -9,14 +9,31 @@ from dropgen_rt.errors import UsageError
 from dropgen_rt.survey import require_module
 
 FILE = click.Path(path_type=Path)
+OPSET = 20
 
 
-@click.command()
+class WindowCommand(click.Command):
+    """``--window`` takes three numbers, or the one word dynamic, which is another spelling of ``--dynamic``."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        given: list[str] = []
+        for word in args:
+            if word == "dynamic" and given[-1:] == ["--window"]:
+                given[-1] = "--dynamic"
+            else:
+                given.append("--dynamic" if word == "--window=dynamic" else word)
+        return super().parse_args(context, given)
+
+
+@click.command(cls=WindowCommand)
 @click.argument("checkpoint", type=FILE, required=False)
 @click.option("-o", "--out", type=FILE, required=True, help="model.onnx to write.")
 @click.option("--name", help="The model's name; by default the file's.")
-@click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default the training window.")
-@click.option("--dynamic", is_flag=True, help="Let the window vary, in multiples of the network's stride.")
+@click.option(
+    "--window", type=click.IntRange(1, 4096), nargs=3, metavar="Z Y X|dynamic",
+    help="Voxels; by default the training window. dynamic: any multiples of the network's stride.",
+)  # fmt: skip
+@click.option("--dynamic", is_flag=True, help="As --window dynamic, where --window says which one is usual.")
 @click.option(
     "--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
     help="How kernels are stored; fp16 halves the file, and every engine still computes in fp32.",
@@ -25,7 +42,7 @@ FILE = click.Path(path_type=Path)
     "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
     help="Type of the graph's body; leave it at fp32 to choose when the engine is built.",
 )  # fmt: skip
-@click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set.")
+@click.option("--opset", type=int, default=OPSET, show_default=True, help="ONNX operator set.")
 @click.option("--golden", type=FILE, multiple=True, metavar="SCAN", help="Take the golden windows from this scan.")
 @click.option("--torchscript", type=FILE, help="Another network instead of CHECKPOINT: TorchScript, with --manifest.")
 @click.option("--onnx", type=FILE, help="Another network instead of CHECKPOINT: ONNX, with --manifest.")
@@ -38,6 +55,8 @@ def export(
         raise UsageError(
             "give one of CHECKPOINT, --torchscript FILE and --onnx FILE, the last two with --manifest FILE"
         )
+    if checkpoint is None:
+        _refuse_for_others(given)
     require_module("torch", "export")
     require_module("onnxruntime", "export")
     from dropgen_rt.export.foreign import export_onnx, export_torchscript
@@ -56,3 +75,14 @@ def export(
     for row in rows:
         click.echo(row.text())
     click.echo(f"wrote {out}")
+
+
+def _refuse_for_others(given: dict[str, Any]) -> None:
+    """Another network is written as it is. Raises UsageError for an option that would change it."""
+    fixed = {"window": None, "dynamic": False, "weights": "fp32", "opset": OPSET}
+    changed = [f"--{name}" for name, value in fixed.items() if given[name] != value]
+    if changed:
+        raise UsageError(
+            f"{', '.join(changed)}: for a CHECKPOINT only; the window of another network is what its --manifest says, "
+            "its weights and operators are its own"
+        )

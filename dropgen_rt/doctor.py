@@ -22,11 +22,13 @@ def examine(line: Callable[[str], None]) -> None:
     found = survey.survey()
     line(f"dropgen-rt {version('dropgen-rt')}, Python {sys.version.split()[0]}, numpy {np.__version__}")
     line(f"CPU: {survey.cpu_name()}, {survey.cores()} cores")
-    for gpu in found.gpus:
-        line(f"GPU {gpu.index}: {gpu.name}, sm_{gpu.capability}, {gpu.memory_bytes / 2**30:.0f} GiB")
-    line(f"NVIDIA driver: runs CUDA {found.driver_cuda}" if found.driver_cuda else f"NVIDIA: {found.no_gpu}")
+    _gpus(found, line)
     for kind in KINDS:
         line(f"engine {kind}: {survey.library_version(kind) or 'not installed'}")
+    provider = "here" if survey.has_cuda_provider() else f"not installed; {survey.CUDA_PROVIDER_HINT}"
+    line(f"engine onnxruntime, CUDA provider: {provider}")
+    for name, (_, _, use) in survey.OTHERS.items():
+        line(f"library {name}: {survey.other_version(name) or f'not installed; {use}'}")
     for name, text in survey.compilers().items():
         line(f"compiler {name}: {text or 'not found; needed only to build the package or its GPU kernels'}")
     for text in survey.missing(found):
@@ -37,6 +39,21 @@ def examine(line: Callable[[str], None]) -> None:
     for row in table():
         line(f"  {row}")
     _self_test(line)
+
+
+def _gpus(found: survey.Survey, line: Callable[[str], None]) -> None:
+    for gpu in found.gpus:
+        line(f"GPU {gpu.index}: {gpu.name}, sm_{gpu.capability}, {gpu.memory_bytes / 2**30:.0f} GiB")
+    if found.driver_cuda:
+        line(f"NVIDIA driver: {found.driver or 'version unknown'}, runs CUDA {found.driver_cuda}")
+    else:
+        line(f"NVIDIA: {found.no_gpu}")
+    parts = survey.driver_parts()
+    line(f"NVIDIA driver's parts: {', '.join(f'{name} {_here(there)}' for name, there in parts.items())}")
+
+
+def _here(there: bool) -> str:
+    return "found" if there else "absent"
 
 
 def _self_test(line: Callable[[str], None]) -> None:

@@ -7,7 +7,9 @@ that does: it is built again from its model where that can be done here, and oth
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,22 @@ from typing import Any
 from dropgen_rt import signing
 from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, ModelError, VerificationError
+from dropgen_rt.gate import GateReport
 from dropgen_rt.golden import Golden
 from dropgen_rt.model import Model
-from dropgen_rt.store import cache_folder, home, lock, named_objects, object_path, put_object, write_text
+from dropgen_rt.store import (
+    cache_folder,
+    engine_keys,
+    home,
+    lock,
+    named_engines,
+    named_objects,
+    object_path,
+    put_object,
+    replace_engine,
+    write_text,
+)
+from dropgen_rt.typed_fields import parse_json, read_fields
 
 RECORD_SCHEMA = "1.0"
 # The fields that can change the answer, and so make the key.
@@ -54,19 +69,22 @@ class EngineRecord:
 
     @property
     def path(self) -> Path:
-        return home() / "engines" / f"{self.key}.json"
+        return record_path(self.key)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> "EngineRecord":
-        data = json.loads(text)
-        known = {item.name for item in fields(EngineRecord)}
-        data = {name: value for name, value in data.items() if name in known}
-        for name in ("window", "batch", "arch"):
-            data[name] = tuple(data[name])
-        return EngineRecord(**data)
+        """Raises ValueError for a text that is no record."""
+        record = read_fields(EngineRecord, parse_json(text), unknown="ignore")
+        if record.gate is not None:
+            read_fields(GateReport, record.gate, "gate", unknown="ignore")
+        return record
+
+
+def record_path(key: str) -> Path:
+    return home() / "engines" / f"{key}.json"
 
 
 def now() -> str:
@@ -74,24 +92,42 @@ def now() -> str:
 
 
 def save(record: EngineRecord, content: bytes) -> None:
-    """Keep an engine and its signed record, under the lock. Raises OutputError."""
+    """Keep an engine and its signed record; called under the lock, with the change of names that it belongs to.
+
+    Raises OutputError.
+    """
     assert hashlib.sha256(content).hexdigest() == record.engine_sha256
-    with lock():
-        put_object(content)
-        save_record(record)
-        sweep()
+    put_object(content)
+    save_record(record)
 
 
-def sweep() -> None:
-    """Delete objects that no name and no record stands for; called under the lock. A build that came out with other
-    bytes under the same key leaves one behind."""
+def sweep() -> list[EngineRecord]:
+    """Delete records that no name lists, and objects that no name and no record stands for; called under the lock.
+
+    Returns the records that went. A build that came out with other bytes under the same key leaves an object behind.
+    """
     try:
-        wanted = {record.engine_sha256 for record in records()} | named_objects()
-    except ModelError:  # something is damaged: keep all, so that nothing is lost with it
-        return
-    for path in (home() / "objects").glob("*"):
-        if path.name not in wanted:
+        keys, wanted = named_engines(), named_objects()
+    except ModelError:  # a name's entry is damaged: keep all, so that nothing is lost with it
+        return []
+    known, _ = readable_records()
+    for path in _record_paths():
+        if path.stem not in keys:
             path.unlink(missing_ok=True)
+    if all(key in known for key in keys):  # what an unreadable record stands for cannot be told
+        wanted |= {known[key].engine_sha256 for key in keys}
+        for path in (home() / "objects").glob("*"):
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
+    return [record for key, record in known.items() if key not in keys]
+
+
+def supersede(old: EngineRecord, new: EngineRecord, content: bytes) -> None:
+    """Keep ``new`` for every name that has ``old``. Raises OutputError."""
+    with lock():
+        save(new, content)
+        replace_engine(old.key, new.key)
+        sweep()
 
 
 def save_record(record: EngineRecord) -> None:
@@ -99,22 +135,50 @@ def save_record(record: EngineRecord) -> None:
     write_text(record.path, json.dumps({"record": text, "signature": signing.sign(text.encode())}) + "\n")
 
 
+def _record_paths() -> list[Path]:
+    return sorted((home() / "engines").glob("*.json"))
+
+
 def records(model_sha256: str | None = None) -> list[EngineRecord]:
     """This installation's records, of one model or of all, newest first.
 
     Raises EngineError for a record that it did not sign.
     """
-    paths = sorted((home() / "engines").glob("*.json"))
+    paths = _record_paths()
     found = [read_record(path) for path in paths if model_sha256 is None or _is_about(path, model_sha256)]
     return sorted(found, key=lambda record: record.built_utc, reverse=True)
 
 
+def records_of(model: Model) -> Iterator[EngineRecord]:
+    """The engines that ``model`` may use, the preferred one first: those of the name by which it was opened, or, for a
+    file, all that this model has under any name, newest first. Each is read when its turn comes, and raises EngineError
+    where it is damaged or foreign."""
+    if not model.name:
+        yield from records(model.sha256)
+        return
+    for path in map(record_path, engine_keys(model.name)):
+        if path.is_file():
+            yield read_record(path)
+
+
+def readable_records() -> tuple[dict[str, EngineRecord], list[EngineError]]:
+    """All records by their keys, and what is wrong with those that cannot be read."""
+    found, wrong = {}, []
+    for path in _record_paths():
+        try:
+            found[path.stem] = read_record(path)
+        except EngineError as error:
+            wrong.append(error)
+    return found, wrong
+
+
 def _is_about(path: Path, model_sha256: str) -> bool:
-    """Whether a record claims to be of this model; what cannot be told is for ``read_record`` to refuse."""
+    """Whether a record claims to be of this model; one that claims nothing is left alone, and said to be there."""
     try:
         claimed = json.loads(json.loads(path.read_text(encoding="utf-8"))["record"])["model_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        logging.getLogger("dropgen_rt").warning("%s: not an engine's record; remove it", path)
+        return False
     return bool(claimed == model_sha256)
 
 
@@ -125,7 +189,7 @@ def read_record(path: Path) -> EngineRecord:
         text, signature = str(outer["record"]), str(outer["signature"])
         genuine = signing.is_own(text.encode(), signature)
         record = EngineRecord.from_json(text) if genuine else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineError(f"{path}: not an engine's record ({error}); remove it and build the engine again") from error
     if record is None or record.path != path:
         raise EngineError(
@@ -150,12 +214,11 @@ def read_content(record: EngineRecord) -> bytes:
 
 
 def open_installed(model: Model, device: str, threads: int | None = None) -> Engine | None:
-    """The newest engine of this model that belongs on ``device``, opened; None if none is installed for it.
+    """The engine that this model prefers on ``device``, opened; None if none is installed for it.
 
     Raises EngineError for one that was altered, VerificationError for one that fails its first gate here.
     """
-
-    for record in records(model.sha256):
+    for record in records_of(model):
         place = _place(record, device)
         if place is not None and record.window == model.manifest.window:
             return open_record(model, record, place, threads)

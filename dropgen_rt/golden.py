@@ -5,12 +5,12 @@ arg-max of every voxel, and the logits themselves on a lattice. The manifest hol
 """
 
 import base64
-import binascii
 import hashlib
 import io
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ WINDOWS = 3
 # Voxels of a window's own grid at most; a larger window repeats each voxel of a smaller one.
 MAX_VOXELS = 64**3
 MAX_LOGIT_BYTES = 900_000
+# Logits are thinned out to this before a window is left out.
+LEAST_LOGIT_BYTES = 100_000
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -87,7 +89,26 @@ def synthetic_windows(manifest: Manifest, count: int = WINDOWS) -> NDArray[np.fl
 
 
 def pack(golden: Golden) -> str:
-    """The text for the metadata. Raises ModelError above 2 MB."""
+    """The text for the metadata, of as much of ``golden`` as 2 MB hold.
+
+    Networks of many classes or large windows leave out logits first, to a coarser lattice, and then windows: one whole
+    window has voxels enough to judge by. Raises ModelError where not even that fits.
+    """
+    while len(text := _text(golden)) > MAX_BYTES:
+        if golden.logits.nbytes > LEAST_LOGIT_BYTES and min(golden.logits.shape[2:]) > 1:
+            coarser = np.ascontiguousarray(golden.logits[:, :, ::2, ::2, ::2])
+            golden = replace(golden, logits=coarser, step=2 * golden.step)
+        elif len(golden.windows) > 1:
+            golden = replace(golden, windows=golden.windows[:-1], labels=golden.labels[:-1], logits=golden.logits[:-1])
+        else:
+            raise ModelError(
+                f"one golden window of {golden.labels.shape[1:]} voxels takes {len(text)} bytes, accepted are "
+                f"{MAX_BYTES}; give --golden SCAN, because labels of a scan compress better, or a smaller window"
+            )
+    return text
+
+
+def _text(golden: Golden) -> str:
     grid = coarse_grid(golden.windows.shape[2:])
     coarse = golden.windows
     for axis, edge in enumerate(grid, start=2):
@@ -97,10 +118,7 @@ def pack(golden: Golden) -> str:
         stream, images=np.rint(coarse * 255).astype(np.uint8), labels=golden.labels, logits=golden.logits,
         step=np.int64(golden.step), source=np.str_(golden.source), referee=np.str_(golden.referee),
     )  # fmt: skip
-    text = base64.b64encode(stream.getvalue()).decode("ascii")
-    if len(text) > MAX_BYTES:
-        raise ModelError(f"the golden windows take {len(text)} bytes, accepted are {MAX_BYTES}; choose fewer")
-    return text
+    return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def digest(text: str) -> str:
@@ -118,14 +136,41 @@ def unpack(text: str, manifest: Manifest) -> Golden:
             if sum(item.file_size for item in archive.infolist()) > limit + MAX_BYTES:
                 raise ValueError("they unpack to more than they can hold")
         with np.load(stream, allow_pickle=False) as data:
-            step, (source, referee) = int(data["step"]), (str(data[key]) for key in ("source", "referee"))
-            windows = _enlarge(data["images"], manifest.window)
-            golden = Golden(windows, data["labels"], data["logits"], step, source, referee)
-        lattice = tuple(-(-edge // step) for edge in manifest.window)
-        expected = [(len(windows), len(manifest.channels), *manifest.window), (len(windows), *manifest.window),
-                    (len(windows), manifest.classes, *lattice)]  # fmt: skip
-        if [golden.windows.shape, golden.labels.shape, golden.logits.shape] != expected:
-            raise ValueError("their shapes are not the manifest's")
-    except (binascii.Error, zipfile.BadZipFile, KeyError, ValueError, OSError, ZeroDivisionError) as error:
-        raise ModelError(f"its golden windows cannot be read ({error}); export the model again") from error
-    return golden
+            return _checked({name: data[name] for name in _ARRAYS}, manifest)
+    except Exception as error:  # the readers of zip and npy meet foreign bytes with whatever error they lead to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"its golden windows cannot be read ({reason}); export the model again") from error
+
+
+# The arrays of the .npz: kinds of dtype, and axes.
+_ARRAYS = {"images": ("u1", 5), "labels": ("u1 u2", 4), "logits": ("f4", 5), "step": ("i8 i4", 0), "source": ("U", 0),
+           "referee": ("U", 0)}  # fmt: skip
+_MAX_TEXT = 1000
+
+
+def _checked(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> Golden:
+    """The arrays as golden windows of this manifest. Raises ValueError where they are not."""
+    for name, (kinds, axes) in _ARRAYS.items():
+        found = arrays[name].dtype
+        known = found.kind if found.kind == "U" else f"{found.kind}{found.itemsize}"
+        if known not in kinds.split() or arrays[name].ndim != axes:
+            raise ValueError(f"{name} is {found} of {arrays[name].ndim} axes; accepted is {kinds} of {axes}")
+    source, referee = (str(arrays[name]) for name in ("source", "referee"))
+    if not all(text.isprintable() and len(text) <= _MAX_TEXT for text in (source, referee)):
+        raise ValueError("source and referee are not texts of one line")
+    images, labels, logits, step = arrays["images"], arrays["labels"], arrays["logits"], int(arrays["step"])
+    count, window = len(images), manifest.window
+    if not 1 <= step <= max(window):
+        raise ValueError(f"step {step} is not 1 to the window's longest edge")
+    if not 1 <= count <= WINDOWS or images.shape[1:2] != (len(manifest.channels),) or not _divides(images, window):
+        raise ValueError(f"{images.shape} images; accepted are 1 to {WINDOWS} of the manifest's channels and window")
+    lattice = tuple(-(-edge // step) for edge in window)
+    if labels.shape != (count, *window) or logits.shape != (count, manifest.classes, *lattice):
+        raise ValueError("their shapes are not the manifest's")
+    if int(labels.max()) >= manifest.classes or not np.isfinite(logits).all():
+        raise ValueError("they hold labels that the manifest does not have, or logits that are not finite")
+    return Golden(_enlarge(images, window), labels, logits, step, source, referee)
+
+
+def _divides(images: NDArray[Any], window: tuple[int, ...]) -> bool:
+    return all(size and edge % size == 0 for size, edge in zip(images.shape[2:], window, strict=True))

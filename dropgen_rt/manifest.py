@@ -6,16 +6,24 @@ all that inference needs. Unknown fields of a newer minor version are ignored; a
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dropgen_rt.errors import GeometryError, ModelError
 from dropgen_rt.geometry import parse_orientation
+from dropgen_rt.typed_fields import FieldError, parse_json, read_fields
 from dropgen_rt.windows import BLENDS, Blend
 
 METADATA_KEY = "dropgen_rt.manifest"
 SCHEMA_MAJOR, SCHEMA_MINOR = 1, 1
 SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
+
+# What no scan of a person needs: lengths in mm beyond these, and windows of more voxels (512^3).
+SMALLEST_MM, LARGEST_MM = 1e-3, 1e3
+MOST_VOXELS = 2**27
+MOST_LABELS = 65535
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,10 @@ class Intensity:
     def __post_init__(self) -> None:
         if self.kind not in ("percentile", "range"):
             raise ModelError(f"intensity kind {self.kind!r}: accepted are 'percentile' and 'range'")
-        if not self.lower < self.upper:
-            raise ModelError(f"intensity bounds {self.lower}, {self.upper}: the first must be the smaller")
+        if not (math.isfinite(self.lower) and math.isfinite(self.upper) and self.lower < self.upper):
+            raise ModelError(f"intensity bounds {self.lower}, {self.upper}: the first must be the smaller, both finite")
+        if self.kind == "percentile" and not (self.lower >= 0 and self.upper <= 100):
+            raise ModelError(f"intensity percentiles {self.lower}, {self.upper}: accepted are 0 to 100")
 
 
 @dataclass(frozen=True)
@@ -117,13 +127,21 @@ class Manifest:
     source: SourceRule = field(default_factory=SourceRule)
 
     def __post_init__(self) -> None:
-        if not self.labels or [label.value for label in self.labels] != list(range(1, len(self.labels) + 1)):
+        count = len(self.labels)
+        if not 1 <= count <= MOST_LABELS or [label.value for label in self.labels] != list(range(1, count + 1)):
             raise ModelError(f"manifest of {self.name!r}: label values must count 1, 2, 3 … without gaps")
-        if len(self.spacing_mm) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in self.spacing_mm):
+        if len(self.spacing_mm) != 3 or not all(SMALLEST_MM <= mm <= LARGEST_MM for mm in self.spacing_mm):
             raise ModelError(f"manifest of {self.name!r}: spacing_mm {self.spacing_mm} is not three lengths in mm")
         if len(self.window) != 3 or self.stride < 1 or any(edge < 1 or edge % self.stride for edge in self.window):
             raise ModelError(
                 f"manifest of {self.name!r}: window {self.window} is not three multiples of the stride {self.stride}"
+            )
+        if math.prod(self.window) > MOST_VOXELS:
+            raise ModelError(f"manifest of {self.name!r}: window {self.window} has more than {MOST_VOXELS} voxels")
+        if not self.name or self.largest_batch < 0 or not re.fullmatch("([0-9a-f]{64})?", self.golden_sha256):
+            raise ModelError(
+                f"manifest of {self.name!r}: largest_batch {self.largest_batch}, golden_sha256 {self.golden_sha256!r}; "
+                "accepted are a name, 0 and up, and a sha256 or nothing"
             )
         if not self.channels or not 0 <= self.overlap < 1 or self.blend not in BLENDS:
             raise ModelError(
@@ -145,30 +163,28 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str) -> "Manifest":
-        """Read and check a manifest. Raises ModelError for another major version or a missing field."""
+        """Read and check a manifest, whoever wrote it. Raises ModelError for another major version, for a field that is
+        missing or of another type, and for values that no model has."""
         try:
-            data = json.loads(text)
-            major = int(str(data["schema"]).split(".")[0])
+            data = parse_json(text)
+            schema = re.fullmatch(r"(\d{1,9})(\.\d{1,9})?", str(data["schema"]), re.ASCII)
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError("the model's manifest is not a dropgen-rt manifest; export it again") from error
-        if major != SCHEMA_MAJOR:
+        if schema is None:
+            raise ModelError("the model's manifest is not a dropgen-rt manifest; export it again")
+        if int(schema[1]) != SCHEMA_MAJOR:
             raise ModelError(
-                f"the model's manifest has schema {data['schema']}, this version reads {SCHEMA_MAJOR}.x; "
+                f"the model's manifest has schema {schema[0]}, this version reads {SCHEMA_MAJOR}.x; "
                 "export the model again or install the matching dropgen-rt"
             )
         try:
-            data = _known(Manifest, data)
-            data["labels"] = tuple(Label(**_known(Label, label)) for label in data["labels"])
-            data["intensity"] = Intensity(**_known(Intensity, data["intensity"]))
-            data["source"] = SourceRule(**_known(SourceRule, data.get("source", {})))
-            for key in ("spacing_mm", "window", "channels"):
-                data[key] = tuple(data[key])
-            return Manifest(**data)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # Intensity has defaults for those who write a manifest; one that was written says what it is.
+            return read_fields(Manifest, _require(data, "intensity"), unknown="ignore")
+        except FieldError as error:
             raise ModelError(f"the model's manifest lacks or garbles a field ({error}); export it again") from error
 
 
-def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of ``data`` that this version's ``kind`` has."""
-    names = {item.name for item in fields(kind)}
-    return {key: value for key, value in data.items() if key in names}
+def _require(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if name not in data:
+        raise FieldError(f"{name}: is missing")
+    return data

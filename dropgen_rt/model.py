@@ -18,12 +18,16 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Model:
-    """``content`` is the whole ONNX file, so that what was checked is what an engine gets."""
+    """``content`` is the whole ONNX file, so that what was checked is what an engine gets.
+
+    ``name`` is the installed name under which it was asked for, "" for a file; each name has engines of its own.
+    """
 
     path: Path
     content: bytes
     sha256: str
     manifest: Manifest
+    name: str = ""
 
     def with_window(self, window: tuple[int, int, int]) -> "Model":
         """The same model for windows (z, y, x) of another size. Raises UsageError if its graph has one fixed size."""
@@ -31,7 +35,8 @@ class Model:
             return self
         if not self.manifest.dynamic_window:
             raise UsageError(
-                f"window {window}: {self.manifest.name!r} is fixed to {self.manifest.window}; export it with --dynamic"
+                f"window {window}: {self.manifest.name!r} is fixed to {self.manifest.window}; export it with "
+                "--window dynamic"
             )
         return replace(self, manifest=replace(self.manifest, window=window))
 
@@ -58,7 +63,10 @@ def model_of(path: Path, content: bytes) -> Model:
     properties = {item.key: item.value for item in proto.metadata_props}
     if METADATA_KEY not in properties:
         raise ModelError(f"{path}: an ONNX file without a dropgen-rt manifest; write it with 'dropgen-rt export'")
-    manifest = Manifest.from_json(properties[METADATA_KEY])
+    try:
+        manifest = Manifest.from_json(properties[METADATA_KEY])
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     check_self_contained(path, proto)
     check_operators(path, proto)
     _check_graph(path, proto.graph, manifest)

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 
-from dropgen_rt.engine_files import EngineRecord, records
+from dropgen_rt.build import PLANNED
+from dropgen_rt.engine_files import EngineRecord, readable_records
 from dropgen_rt.errors import DropgenError
-from dropgen_rt.store import default_name, installed, open_named
+from dropgen_rt.store import default_name, engine_keys, installed, open_named
 
 
 def table() -> Iterator[str]:
-    """One row a model; one that cannot be opened says why instead of its labels."""
-    known = records()
+    """One row a model; one that cannot be opened says why instead of its labels. Then one of each damaged record."""
+    known, wrong = readable_records()
     for name in installed():
         mark = "*" if name == default_name() else " "
         try:
@@ -17,9 +18,10 @@ def table() -> Iterator[str]:
         except DropgenError as error:
             yield f"{mark} {name}  {error}"
             continue
-        engines = [_short(record) for record in known if record.model_sha256 == model.sha256]
+        engines = [_short(known[key]) for key in engine_keys(name) if key in known]
         labels = f"{len(model.manifest.labels)} labels, {_by(model.manifest.spacing_mm)} mm"
         yield f"{mark} {name}  {labels}  {', '.join(engines) or 'no engine built: openvino fp32'}"
+    yield from (f"warning: {error}" for error in wrong)
 
 
 def describe(name: str | None) -> Iterator[str]:
@@ -37,8 +39,11 @@ def describe(name: str | None) -> Iterator[str]:
     yield f"  golden     {manifest.golden_sha256 or 'none: the gate makes its own windows'}"
     if manifest.notice:
         yield f"  notice     {manifest.notice}"
-    for record in records(model.sha256):
-        yield from _record(record)
+    known, wrong = readable_records()
+    for key in engine_keys(model.name) if model.name else ():
+        if key in known:
+            yield from _record(known[key])
+    yield from (f"warning: {error}" for error in wrong)
 
 
 def _record(record: EngineRecord) -> Iterator[str]:
@@ -46,7 +51,8 @@ def _record(record: EngineRecord) -> Iterator[str]:
     yield f"  library    {record.engine} {record.version}, built {record.built_utc}"
     yield f"  file       {record.bytes / 1e6:.1f} MB, sha256 {record.engine_sha256}"
     yield f"  key        {record.key}"
-    yield f"  window     {_by(record.window)}, batch {record.batch[0]} to {record.batch[2]}"
+    batch = f"{record.batch[0]} to {record.batch[2]}" if record.batch[2] > 1 or record.engine in PLANNED else "any"
+    yield f"  window     {_by(record.window)}, batch {batch}"
     for name, values in (("host", record.host), ("flags", record.flags)):
         if values:
             yield f"  {name:<9}  {', '.join(f'{key} {value}' for key, value in values.items())}"

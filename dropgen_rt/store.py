@@ -1,7 +1,7 @@
 """Models by name: those installed in the user's data folder, and the demo model inside the package.
 
     default                 the default model's name
-    models/<name>.json      which model a name stands for
+    models/<name>.json      which model a name stands for, and its engines, the preferred one first
     objects/<sha256>        model files and engine files, named by their content
     engines/<key>.json      an engine's signed record (dropgen_rt.engine_files)
     keys/                   this installation's signing key and those it trusts (dropgen_rt.signing)
@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -32,6 +33,7 @@ HOME_VARIABLE = "DROPGEN_RT_HOME"
 """Environment variable that moves the data folder from its place under the user's home."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile("[0-9a-f]{64}")
 LOCK_SECONDS = 60
 
 
@@ -111,10 +113,10 @@ def find_model(name_or_path: str | None) -> Path:
     try:
         if name_or_path is None:
             name_or_path = default_name()
-        if "/" in name_or_path or name_or_path.endswith(".onnx"):
+        if _is_path(name_or_path):
             return Path(name_or_path)
         entry = _entry_path(check_name(name_or_path))
-        place = object_path(_digest_of(entry)) if entry.is_file() else _packaged(name_or_path)
+        place = object_path(_read_entry(entry).model_sha256) if entry.is_file() else _packaged(name_or_path)
         if place.is_file():
             return place
     except OSError as error:
@@ -124,18 +126,35 @@ def find_model(name_or_path: str | None) -> Path:
     raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}")
 
 
+def _is_path(name_or_path: str | None) -> bool:
+    return name_or_path is not None and ("/" in name_or_path or name_or_path.endswith(".onnx"))
+
+
 def _entry_path(name: str) -> Path:
     return home() / "models" / f"{name}.json"
 
 
-def _digest_of(entry: Path) -> str:
+@dataclass(frozen=True)
+class _Entry:
+    """``engines`` are keys of engine records, the preferred one first; other names may list the same ones."""
+
+    model_sha256: str
+    engines: tuple[str, ...] = ()
+
+    def to_json(self, name: str) -> str:
+        return json.dumps({"schema": "1.0", "name": name} | vars(self)) + "\n"
+
+
+def _read_entry(path: Path) -> _Entry:
     try:
-        sha256 = json.loads(entry.read_text(encoding="utf-8"))["model_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{entry}: not a model's entry; install the model again with build-engine") from error
-    if not re.fullmatch("[0-9a-f]{64}", str(sha256)):
-        raise ModelError(f"{entry}: {sha256!r} is no digest; install the model again with build-engine")
-    return str(sha256)
+        data = json.loads(path.read_text(encoding="utf-8"))
+        entry = _Entry(data["model_sha256"], tuple(data.get("engines", ())))
+        whole = all(_DIGEST.fullmatch(item) for item in (entry.model_sha256, *entry.engines))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ModelError(f"{path}: not a model's entry; install the model again with build-engine")
+    return entry
 
 
 def _packaged(name: str) -> Path:
@@ -145,7 +164,7 @@ def _packaged(name: str) -> Path:
 def default_name() -> str:
     """The name that ``infer`` uses when none is given."""
     marker = home() / "default"
-    return marker.read_text(encoding="utf-8").strip() if marker.is_file() else DEMO_MODEL
+    return marker.read_text(encoding="utf-8", errors="replace").strip() if marker.is_file() else DEMO_MODEL
 
 
 def installed() -> list[str]:
@@ -159,20 +178,52 @@ def _entries() -> list[Path]:
 
 
 def named_objects() -> set[str]:
-    """Digests of the models that names stand for."""
-    return {_digest_of(entry) for entry in _entries()}
+    """Digests of the models that names stand for. Raises ModelError for a damaged entry."""
+    return {_read_entry(path).model_sha256 for path in _entries()}
 
 
-def install(model: Model, name: str, make_default: bool) -> Path:
-    """Keep a model in the data folder under ``name``; returns its entry. Raises OutputError, UsageError."""
-    entry = _entry_path(check_name(name))
-    make_folder(entry.parent)
+def named_engines() -> set[str]:
+    """Keys of the engines that names have. Raises ModelError for a damaged entry."""
+    return {key for path in _entries() for key in _read_entry(path).engines}
+
+
+def engine_keys(name: str) -> tuple[str, ...]:
+    """The engines of one name, the preferred one first; none for the demo model until one is built for it."""
+    path = _entry_path(name)
+    return _read_entry(path).engines if path.is_file() else ()
+
+
+def install(model: Model, name: str, make_default: bool, engines: tuple[str, ...] = ()) -> Path:
+    """Keep a model in the data folder under ``name``, and put the keys ``engines`` before those that the name has for
+    the same model; returns its entry. Other names keep their engines. Raises OutputError, UsageError."""
+    path = _entry_path(check_name(name))
+    make_folder(path.parent)
     with lock():
         put_object(model.content)
-        write_text(entry, json.dumps({"schema": "1.0", "name": name, "model_sha256": model.sha256}) + "\n")
+        known = _engines_for(path, model.sha256)
+        entry = _Entry(model.sha256, (*engines, *(key for key in known if key not in engines)))
+        write_text(path, entry.to_json(name))
         if make_default:
             write_text(home() / "default", name + "\n")
-    return entry
+    return path
+
+
+def _engines_for(path: Path, model_sha256: str) -> tuple[str, ...]:
+    """What an entry that is about to be replaced lists for this model; one that is damaged lists nothing."""
+    try:
+        entry = _read_entry(path) if path.is_file() else _Entry("")
+    except ModelError:
+        return ()
+    return entry.engines if entry.model_sha256 == model_sha256 else ()
+
+
+def replace_engine(old: str, new: str) -> None:
+    """Every name that has the engine ``old`` has ``new`` in its place; called under the lock."""
+    for path in _entries():
+        entry = _read_entry(path)
+        if old in entry.engines:
+            keys = dict.fromkeys(new if key == old else key for key in entry.engines)
+            write_text(path, replace(entry, engines=tuple(keys)).to_json(path.stem))
 
 
 def make_default(name: str) -> None:
@@ -187,7 +238,7 @@ def remove(name: str) -> list[str]:
 
     A default of this name goes back to the demo model. Raises MissingModelError, or UsageError for the demo model.
     """
-    from dropgen_rt.engine_files import records, sweep
+    from dropgen_rt.engine_files import sweep
 
     entry = _entry_path(check_name(name))
     if not entry.is_file():
@@ -196,16 +247,11 @@ def remove(name: str) -> list[str]:
         raise MissingModelError(f"no model named {name!r} to remove; installed are: {', '.join(installed())}")
     gone = [f"model {name}"]
     with lock():
-        sha256 = _digest_of(entry)
         entry.unlink()
         if (home() / "default").is_file() and default_name() == name:
             (home() / "default").unlink()
             gone.append(f"the default, which is now {default_name()}")
-        if sha256 not in named_objects():
-            for record in records(sha256):
-                record.path.unlink(missing_ok=True)
-                gone.append(f"engine {record.engine} {record.precision}")
-        sweep()
+        gone += [f"engine {record.engine} {record.precision}" for record in sweep()]
     return gone
 
 
@@ -215,4 +261,4 @@ def open_named(name_or_path: str | None) -> Model:
     model = read_model(path)
     if path.parent == home() / "objects" and model.sha256 != path.name:
         raise ModelError(f"{path}: the file was altered after it was installed; install the model again")
-    return model
+    return model if _is_path(name_or_path) else replace(model, name=name_or_path or default_name())

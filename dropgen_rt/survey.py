@@ -21,6 +21,22 @@ LIBRARIES: dict[Kind, tuple[str, tuple[str, ...], str]] = {
     "rtx": ("tensorrt_rtx", ("tensorrt-rtx", "tensorrt_rtx_cu13"), "pip install 'dropgen-rt[rtx]'"),
 }
 
+# What runs an engine or helps to, beside the engines themselves: name -> (module, distribution, what it is for).
+OTHERS = {
+    "pycuda": ("pycuda", "pycuda", "runs TensorRT engines: pip install 'dropgen-rt[tensorrt]'"),
+    "cuda-bindings": ("cuda", "cuda-bindings", "the GPU road where pycuda is not: pip install 'dropgen-rt[cuda]'"),
+    "onnx": ("onnx", "onnx", "pip install onnx"),
+    "SimpleITK": ("SimpleITK", "SimpleITK", "pip install SimpleITK"),
+    "pydicom": ("pydicom", "pydicom", "pip install pydicom"),
+    "torch": ("torch", "torch", "trains and exports: pip install 'dropgen-rt[train,export]'"),
+}
+CUDA_PROVIDER_HINT = "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+
+# What TensorRT for RTX runs on and builds for, as its documentation lists it; 7.5 has no bfloat16.
+RTX_CAPABILITIES = ("75", "80", "86", "89", "120", "121")
+# TensorRT 10 begins with Turing.
+OLDEST_TENSORRT = 75
+
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # CUdevice_attribute of the driver API
 
 
@@ -36,11 +52,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Survey:
-    """``driver_cuda`` is the newest CUDA that the driver runs, "" without one; ``no_gpu`` says why none is there."""
+    """``driver_cuda`` is the newest CUDA that the driver runs, "" without one; ``no_gpu`` says why none is there.
+
+    ``driver`` is the driver's own version, such as "580.159.04", "" if it does not tell.
+    """
 
     gpus: tuple[Gpu, ...]
     driver_cuda: str
     no_gpu: str
+    driver: str = ""
 
     def library(self, kind: Kind) -> str | None:
         """The installed version of an engine's library, None if it is not installed."""
@@ -49,6 +69,16 @@ class Survey:
 
 def library_version(kind: Kind) -> str | None:
     module, distributions, _ = LIBRARIES[kind]
+    return _version(module, distributions)
+
+
+def other_version(name: str) -> str | None:
+    """The installed version of one of OTHERS, None if it is not installed."""
+    module, distribution, _ = OTHERS[name]
+    return _version(module, (distribution,))
+
+
+def _version(module: str, distributions: tuple[str, ...]) -> str | None:
     if find_spec(module) is None:
         return None
     for name in distributions:
@@ -57,6 +87,20 @@ def library_version(kind: Kind) -> str | None:
         except PackageNotFoundError:
             continue
     return "unknown"
+
+
+def has_cuda_provider() -> bool:
+    """Whether the installed ONNX Runtime is its GPU wheel: whether the library of its CUDA provider is there."""
+    spec = find_spec("onnxruntime")
+    places = (spec.submodule_search_locations or []) if spec is not None else []
+    return any(any(Path(place).glob("capi/*onnxruntime_providers_cuda.*")) for place in places)
+
+
+def runs_on(kind: Kind, capability: str) -> bool:
+    """Whether an engine's library has kernels for GPUs of this capability ("89" is 8.9)."""
+    if kind == "rtx":
+        return capability in RTX_CAPABILITIES
+    return kind != "tensorrt" or int(capability) >= OLDEST_TENSORRT
 
 
 def survey() -> Survey:
@@ -72,7 +116,35 @@ def survey() -> Survey:
     newest = f"{number.value // 1000}.{number.value % 1000 // 10}"
     driver.cuDeviceGetCount(ctypes.byref(number))
     gpus = tuple(_gpu(driver, index) for index in range(number.value))
-    return Survey(gpus, newest, "" if gpus else "the NVIDIA driver finds no GPU")
+    return Survey(gpus, newest, "" if gpus else "the NVIDIA driver finds no GPU", _driver_version())
+
+
+def _driver_version() -> str:
+    """The driver's version as NVML tells it; "" where NVML is not there or does not start."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return ""
+    text = ctypes.create_string_buffer(96)
+    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, len(text)):
+        return ""
+    nvml.nvmlShutdown()
+    return text.value.decode(errors="replace")
+
+
+def driver_parts() -> dict[str, bool]:
+    """The parts of NVIDIA's driver that are asked, and whether each is there."""
+    return {name: _loads(name) for name in ("libcuda.so.1", "libnvidia-ml.so.1")} | {
+        "nvidia-smi": shutil.which("nvidia-smi") is not None
+    }
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
@@ -119,6 +191,13 @@ def missing(found: Survey) -> list[str]:
             lines.append(f"{kind}: not installed ({LIBRARIES[kind][2]})")
         elif needs_gpu and not found.gpus:
             lines.append(f"{kind}: {found.no_gpu}")
+        elif needs_gpu and other_version("pycuda") is None:
+            lines.append(f"{kind}: pycuda is not installed (pip install 'dropgen-rt[{kind}]')")
+    for gpu in found.gpus:
+        lines += [f"{kind}: it does not run on {gpu.name}, sm_{gpu.capability}" for kind in ("tensorrt", "rtx")
+                  if not runs_on(kind, gpu.capability)]  # fmt: skip
+    if found.gpus and not has_cuda_provider():
+        lines.append(f"onnxruntime on CUDA: its GPU wheel is not installed ({CUDA_PROVIDER_HINT})")
     return lines
 
 

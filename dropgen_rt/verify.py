@@ -38,11 +38,11 @@ def verify(model: Model, device: str, line: Callable[[str], None], scan: Path | 
 
     Raises VerificationError if the engine, or the referee itself on this machine, fails.
     """
-    golden = golden_of(model)
-    if model.manifest.golden_sha256 and library_version("onnxruntime") is not None:
-        with create(model, "onnxruntime", "fp32", "cpu") as referee:
-            _require(judge(referee, golden, model.manifest), model, line)
-    with open_engine(model, device) as engine:
+    with open_engine(model, device) as engine:  # first: a device that is not there is found before any work
+        golden = golden_of(model)
+        if model.manifest.golden_sha256 and library_version("onnxruntime") is not None:
+            with create(model, "onnxruntime", "fp32", "cpu") as referee:
+                _require(judge(referee, golden, model.manifest), model, line)
         report = judge(engine, golden, model.manifest)
         _require(report, model, line)
         if scan is not None:

@@ -18,14 +18,15 @@ import dropgen_rt
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.engines.choose import create
 from dropgen_rt.errors import MissingModelError, ModelError
-from dropgen_rt.export.check import compare, require
+from dropgen_rt.export.check import Row, compare, require
 from dropgen_rt.export.golden_scans import golden_windows
 from dropgen_rt.export.names import drop_dead
 from dropgen_rt.export.to_onnx import INPUT, OUTPUT, Exported, ExportOptions, run_onnxruntime, write
 from dropgen_rt.gate import LIMITS
 from dropgen_rt.golden import Golden, answered
-from dropgen_rt.manifest import SCHEMA, Intensity, Label, Manifest
+from dropgen_rt.manifest import SCHEMA, Manifest
 from dropgen_rt.model import check_operators, check_self_contained, model_of
+from dropgen_rt.typed_fields import read_fields
 
 OUTPUTS = ("logits", "probabilities", "sigmoid")
 # Probabilities are turned into logits from here up: a softmax in float32 says nothing reliable below.
@@ -41,19 +42,25 @@ def read_manifest(path: Path, options: ExportOptions) -> tuple[Manifest, str]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         kind = data.pop("output", "logits")
-        data["labels"] = tuple(Label(**{"colour": colour(place)} | item) for place, item in enumerate(data["labels"]))
-        data["intensity"] = Intensity(**data.get("intensity", {}))
-        for key in ("spacing_mm", "window", "channels"):
-            if key in data:
-                data[key] = tuple(data[key])
-        fields: dict[str, Any] = {"name": path.stem, "stride": 1, "schema": SCHEMA} | data
-        manifest = Manifest(**fields)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not a manifest ({error}); write one as docs/model-format.md shows") from error
+        if isinstance(data.get("labels"), list):
+            data["labels"] = [_with_colour(place, item) for place, item in enumerate(data["labels"])]
+        given = {"name": path.stem, "stride": 1} | data | {"schema": SCHEMA, "golden_sha256": ""}
+        manifest = read_fields(Manifest, given, unknown="refuse")
+    except (OSError, ValueError, RecursionError) as error:  # damaged TOML, its text and its fields are ValueErrors
+        reason = (str(error).splitlines() or ["nested too deep"])[0]
+        raise ModelError(f"{path}: not a manifest ({reason}); write one as docs/model-format.md shows") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     if kind not in OUTPUTS:
         raise ModelError(f"{path}: output {kind!r}; accepted are {', '.join(OUTPUTS)}")
+    if manifest.dynamic_window:
+        raise ModelError(f"{path}: dynamic_window: the window of another network is fixed; leave it out")
     made = {"exported_by": f"dropgen-rt {dropgen_rt.__version__}"}
     return replace(manifest, name=options.name or manifest.name, training=manifest.training | made), kind
+
+
+def _with_colour(place: int, label: Any) -> Any:
+    return {"colour": colour(place)} | label if isinstance(label, dict) else label
 
 
 def colour(place: int) -> tuple[int, int, int]:
@@ -68,15 +75,20 @@ def export_torchscript(source: Path, manifest_file: Path, out: Path, options: Ex
     network = _Logits(_load(source), kind).eval()
     windows, origin = golden_windows(manifest, options.golden)
 
-    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            return network(torch.from_numpy(batch)).numpy()
+    def through(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            with torch.no_grad():
+                return network(torch.from_numpy(batch)).numpy()
+        except (RuntimeError, TypeError, AttributeError) as error:
+            reason = (str(error).strip().splitlines() or ["?"])[-1]
+            raise ModelError(f"{source}: PyTorch cannot run it on windows {batch.shape} ({reason})") from error
 
+    run = _watched(source, through, manifest)
     golden = answered(windows, run, origin, f"PyTorch {torch.__version__} fp32, at export")
     with atomic_path(out) as temporary:
         _trace(network, manifest, source, windows[:1], temporary)
         proto = onnx.load(temporary)
-        return _finish(proto, manifest, golden, options, temporary, out, run, "PyTorch fp32")
+        return _finish(source, proto, manifest, golden, options, temporary, out, run, "PyTorch fp32")
 
 
 def export_onnx(source: Path, manifest_file: Path, out: Path, options: ExportOptions) -> Exported:
@@ -87,30 +99,75 @@ def export_onnx(source: Path, manifest_file: Path, out: Path, options: ExportOpt
     check_operators(source, proto)
     _fix_shapes(source, proto, manifest)
     _append_head(proto.graph, kind)
-    proto = onnx.shape_inference.infer_shapes(proto)
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto)
+    except onnx.shape_inference.InferenceError as error:
+        raise _not_sound(source, error) from error
     _fix_output(proto.graph, manifest)
     windows, origin = golden_windows(manifest, options.golden)
     bare = onnx.ModelProto()
     bare.CopyFrom(proto)
     onnx.helper.set_model_props(bare, {"dropgen_rt.manifest": manifest.to_json()})
     with create(model_of(source, bare.SerializeToString()), "openvino", "fp32", "cpu") as engine:
-        golden = answered(windows, engine.infer, origin, f"openvino {engine.version} fp32, at export")
+        run = _watched(source, engine.infer, manifest)
+        golden = answered(windows, run, origin, f"openvino {engine.version} fp32, at export")
         with atomic_path(out) as temporary:
-            return _finish(proto, manifest, golden, options, temporary, out, engine.infer, "OpenVINO fp32")
+            return _finish(source, proto, manifest, golden, options, temporary, out, run, "OpenVINO fp32")
+
+
+def _watched(source: Path, infer: Infer, manifest: Manifest) -> Infer:
+    """``infer``, with ModelError for an answer that is not of the manifest's classes and window, or not finite."""
+
+    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits, axes = infer(batch), (len(batch), manifest.classes, *manifest.window)
+        if logits.shape != axes:
+            raise ModelError(
+                f"{source}: its output has axes {logits.shape}, the manifest says {axes} (labels and background, "
+                "window); change one of them"
+            )
+        if not np.isfinite(logits).all():
+            raise ModelError(f"{source}: its output is not finite; give --golden SCAN if it is on scans")
+        return logits
+
+    return run
+
+
+def _not_sound(source: Path, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or ["?"])[0]
+    return ModelError(f"{source}: ONNX's own check refuses its graph ({reason})")
 
 
 def _finish(
-    proto: onnx.ModelProto, manifest: Manifest, golden: Golden, options: ExportOptions, temporary: Path, out: Path,
-    expected: Infer, referee: str,
+    source: Path, proto: onnx.ModelProto, manifest: Manifest, golden: Golden, options: ExportOptions, temporary: Path,
+    out: Path, expected: Infer, referee: str,
 ) -> Exported:  # fmt: skip
     drop_dead(proto.graph)
-    manifest = write(proto, manifest, golden, temporary, options.precision)
+    try:
+        manifest = write(proto, manifest, golden, temporary, options.precision)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise _not_sound(source, error) from error
     answers = np.concatenate([expected(window[None]).copy() for window in golden.windows])
     logits = run_onnxruntime(temporary, golden.windows)
     limit = LIMITS[options.precision].agreement
-    rows = (compare(f"ONNX Runtime against {referee}", logits, answers, agreement=limit),)
-    require(out, list(rows))
-    return Exported(manifest, rows)
+    rows = [compare(f"ONNX Runtime against {referee}", logits, answers, agreement=limit)]
+    if manifest.largest_batch != 1:
+        rows.append(_two_at_once(source, temporary, golden.windows[[0, -1]], logits[[0, -1]], limit))
+    require(out, rows)
+    return Exported(manifest, tuple(rows))
+
+
+def _two_at_once(
+    source: Path, written: Path, pair: NDArray[np.float32], expected: NDArray[np.float32], limit: float
+) -> Row:
+    """Graphs that were written for one window may mix several, or fail on them."""
+    try:
+        with create(model_of(written, written.read_bytes()), "onnxruntime", "fp32", "cpu") as engine:
+            both = engine.infer(pair).copy()
+    except ModelError as error:
+        raise ModelError(
+            f"{source}: {error}; if it takes one at a time, put largest_batch = 1 into the manifest"
+        ) from (error)
+    return compare("two windows at once against one by one", both, expected, agreement=limit)
 
 
 class _Logits(nn.Module):
@@ -143,7 +200,7 @@ def _load(source: Path) -> nn.Module:
 
 
 def _trace(network: nn.Module, manifest: Manifest, source: Path, window: NDArray[np.float32], out: Path) -> None:
-    batch = {} if manifest.largest_batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+    batch = {} if manifest.largest_batch == 1 else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is on its way out, and instance norms keep their statistics
@@ -175,7 +232,8 @@ def _fix_shapes(source: Path, proto: onnx.ModelProto, manifest: Manifest) -> Non
     if len(inputs) != 1 or len(proto.graph.output) != 1:
         raise ModelError(f"{source}: {len(inputs)} inputs and {len(proto.graph.output)} outputs; accepted is one each")
     dims = inputs[0].type.tensor_type.shape.dim
-    wanted = [manifest.largest_batch, len(manifest.channels), *manifest.window]
+    # One window at a time, or a free batch, of which the runtime then takes at most largest_batch.
+    wanted = [1 if manifest.largest_batch == 1 else 0, len(manifest.channels), *manifest.window]
     given = [dim.dim_value for dim in dims]
     fits = len(given) == len(wanted) and all(
         have in (0, want) for have, want in zip(given[1:], wanted[1:], strict=True)
@@ -215,6 +273,6 @@ def _append_head(graph: onnx.GraphProto, kind: str) -> None:
 
 def _fix_output(graph: onnx.GraphProto, manifest: Manifest) -> None:
     """The output's axes as the manifest says; an engine whose output differs fails the comparison."""
-    shape: list[Any] = [manifest.largest_batch or "batch", manifest.classes, *manifest.window]
+    shape: list[Any] = [1 if manifest.largest_batch == 1 else "batch", manifest.classes, *manifest.window]
     value = helper.make_tensor_value_info(graph.output[0].name, TensorProto.FLOAT, shape)
     graph.output[0].CopyFrom(value)

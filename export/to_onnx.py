@@ -17,7 +17,7 @@ import dropgen_rt
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.engines.choose import choose, create
 from dropgen_rt.engines.contract import Precision
-from dropgen_rt.errors import UsageError
+from dropgen_rt.errors import ModelError, UsageError
 from dropgen_rt.export.check import PARITY, ROUNDING, Row, compare, require
 from dropgen_rt.export.fuse import folding_scales, fuse
 from dropgen_rt.export.golden_scans import golden_windows
@@ -25,10 +25,11 @@ from dropgen_rt.export.half_weights import round_kernels, store_half
 from dropgen_rt.export.names import tidy
 from dropgen_rt.gate import LIMITS
 from dropgen_rt.golden import GOLDEN_KEY, Golden, answered, digest, pack
-from dropgen_rt.manifest import METADATA_KEY, Intensity, Label, Manifest, SourceRule
+from dropgen_rt.manifest import METADATA_KEY, Manifest
 from dropgen_rt.model import model_of
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen
+from dropgen_rt.typed_fields import FieldError, read_fields
 from dropgen_rt.typed_graph import typed
 
 # Reading and running everywhere: ONNX Runtime from 1.17, OpenVINO from 2024, TensorRT from 10.
@@ -78,7 +79,10 @@ def export(checkpoint: Path, out: Path, options: ExportOptions | None = None) ->
     """
     chosen = options or ExportOptions()
     network, content = load_network(checkpoint)
-    manifest = _manifest(network, content, chosen, out.stem)
+    try:
+        manifest = _manifest(network, content, chosen, out.stem)
+    except (KeyError, TypeError, FieldError) as error:
+        raise ModelError(f"{checkpoint}: it lacks or garbles a field ({error}); train again") from error
     # Rounded before norms are folded, so that the scales of folding stay out of the rounding.
     rounded = round_kernels(network) if chosen.weights == "fp16" else network
     stored = fuse(rounded)
@@ -115,25 +119,26 @@ def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions,
     chosen = options.window or tuple(config["window"])
     if any(edge % network.stride for edge in chosen):
         raise UsageError(f"window {chosen}: its edges must be multiples of {network.stride} for this network")
-    return Manifest(
-        name=options.name or name,
-        labels=tuple(Label(**label) for label in content["labels"]),
-        spacing_mm=tuple(config["spacing_mm"]),
-        window=chosen,
-        stride=network.stride,
-        orientation=config["orientation"],
-        channels=tuple(content["dataset"]["channels"]),
-        intensity=Intensity(**content["intensity"]),
-        training={
+    fields = {
+        "name": options.name or name,
+        "labels": content["labels"],
+        "spacing_mm": config["spacing_mm"],
+        "window": chosen,
+        "stride": network.stride,
+        "orientation": config["orientation"],
+        "channels": content["dataset"]["channels"],
+        "intensity": content["intensity"],
+        "training": {
             "dataset": content["dataset"]["name"],
             "config": config,
             "progress": content["progress"],
             "exported_by": f"dropgen-rt {dropgen_rt.__version__}",
         },
-        notice=content["dataset"]["notice"],
-        source=SourceRule(**content.get("source", {})),
-        dynamic_window=options.dynamic,
-    )
+        "notice": " ".join(str(content["dataset"]["notice"]).split()),
+        "source": content.get("source", {}),
+        "dynamic_window": options.dynamic,
+    }
+    return read_fields(Manifest, fields, unknown="refuse")
 
 
 def fused_graph(network: nn.Module, manifest: Manifest, options: ExportOptions) -> onnx.ModelProto:

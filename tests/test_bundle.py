@@ -148,6 +148,10 @@ def test_an_entry_that_comes_twice(sender):
         ({"name": "../evil"}, "model name '../evil'"),
         ({"entries": 3}, "not a whole bundle"),
         ({"records": ["{}"]}, "not a whole bundle"),
+        ({"records": [5]}, "not a whole bundle"),
+        ({"records": ["[" * 100_000]}, "not a whole bundle"),
+        ({"entries": {"model.onnx": 5}}, "not a whole bundle|other entries"),
+        ({"name": 5, "schema": None}, "bundle schema None"),
     ],
 )
 def test_lists_of_our_own_signature_are_checked_too(sender, change, message):
@@ -158,7 +162,25 @@ def test_lists_of_our_own_signature_are_checked_too(sender, change, message):
     else:
         with pytest.raises(Exception, match=message) as caught:
             take(path)
-        assert caught.value.exit_code in (2, 4)
+        assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "message"),
+    [
+        ("engine_sha256", "0" * 64, "is not the one that its record names"),
+        ("engine", "caffe", "not a whole bundle .engine: 'caffe' is not one of"),
+        ("window", ["16", 16, 16], "not a whole bundle .window.0.: '16' is not a whole number"),
+        ("gate", {"agreement": "high"}, "not a whole bundle .gate"),
+    ],
+)
+def test_a_record_in_it_that_says_something_else(sender, field, wrong, message):
+    given = listing(sender[0])
+    record = json.loads(given["records"][0]) | {field: wrong}
+    text = json.dumps(given | {"records": [json.dumps(record)]}).encode()
+    with pytest.raises(ModelError, match=message):
+        take(rewritten(sender[0], signed(text)), name="evil")
+    assert "evil" not in installed()
 
 
 def test_an_engine_of_another_model_in_it(sender):

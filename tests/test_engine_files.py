@@ -73,6 +73,14 @@ def test_the_number_of_threads_is_kept(model_file, model, monkeypatch):
     assert seen == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
+def test_a_batch_changes_nothing_on_a_cpu_and_that_is_said(model_file, kind):
+    lines = []
+    plain, given = run(model_file, engine=kind), run(model_file, lines, engine=kind, batch="8")
+    assert plain.key == given.key and records() == [given]
+    assert f"--batch 8 changes nothing: {kind} takes any number of windows at once" in lines
+
+
 def test_an_engine_of_another_model_is_not_taken(built, tiny, tmp_path):
     other = read_model(tiny.write(tmp_path / "other.onnx", notice="another"))
     assert open_installed(other, "auto") is None
@@ -175,6 +183,21 @@ def wrong(monkeypatch):
     monkeypatch.setattr(openvino_engine, "OpenVinoEngine", Wrong)
 
 
+def test_one_built_elsewhere_meets_the_gate_when_it_is_first_loaded(model, built):
+    engine_files.save_record(replace(built, gate=None))
+    open_engine(model).close()
+    assert read_record(built.path).gate["agreement"] == 1
+
+
+def test_one_that_fails_its_first_gate_is_refused_each_time(model, built, wrong, monkeypatch):
+    engine_files.save_record(replace(built, gate=None))
+    monkeypatch.setattr(Wrong, "bad", ("fp32",))
+    for _ in range(2):
+        with pytest.raises(VerificationError, match=r"openvino fp32 of tiny: label agreement .*in another precision"):
+            open_engine(model)
+    assert read_record(built.path).gate is None
+
+
 def test_auto_climbs_to_the_next_precision_and_says_so(model_file, wrong):
     lines = []
     record = run(model_file, lines, precision="auto")
@@ -203,12 +226,24 @@ def test_auto_that_fails_altogether_installs_nothing(model_file, wrong, home, mo
         ({"arch": ("86",)}, "--arch names GPUs to build for ahead of time, which --engine rtx alone can do"),
         ({"batch": "0"}, "--batch 0: accepted are auto and 1 to 64"),
         ({"batch": "many"}, "--batch many"),
+        ({"batch": "²"}, "--batch ²: accepted are auto and 1 to 64"),
+        ({"batch": "٣"}, "--batch ٣: accepted are auto and 1 to 64"),
+        ({"batch": "9" * 9999}, "accepted are auto and 1 to 64"),
         ({"name": "../x"}, "accepted are letters"),
     ],
 )
 def test_options_that_are_refused(model_file, options, message):
     with pytest.raises(UsageError, match=message):
         run(model_file, **options)
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "-x", "ü", "x" * 65])
+def test_a_manifest_whose_name_is_no_files_name(tiny, tmp_path, home, name):
+    path = tiny.write(tmp_path / "other.onnx", name=name)
+    with pytest.raises(ModelError, match=r"its manifest gives the model name .*choose another with --name") as caught:
+        run(path)
+    assert caught.value.exit_code == 4 and list(home.iterdir()) == []
+    assert run(path, name="mine").path.is_file()
 
 
 def test_removing_takes_the_engines_along(model, built, home):

@@ -10,7 +10,20 @@ import pytest
 from dropgen_rt import survey as module
 from dropgen_rt.engines.contract import KINDS
 from dropgen_rt.errors import UsageError
-from dropgen_rt.survey import Gpu, compilers, cores, cpu_name, library_version, missing, require_module, survey
+from dropgen_rt.survey import (
+    OTHERS,
+    Gpu,
+    compilers,
+    cores,
+    cpu_name,
+    driver_parts,
+    has_cuda_provider,
+    library_version,
+    missing,
+    other_version,
+    require_module,
+    survey,
+)
 
 DRIVER = """
 #include <string.h>
@@ -25,6 +38,9 @@ int cuDeviceGetAttribute(int* v, int which, int d) {
   return 0;
 }
 int cuDeviceTotalMem_v2(size_t* b, int) { *b = 16ull << 30; return 0; }
+int nvmlInit_v2() { return 0; }
+int nvmlShutdown() { return 0; }
+int nvmlSystemGetDriverVersion(char* s, unsigned n) { strncpy(s, "580.99", n); return 0; }
 }
 """
 
@@ -47,7 +63,7 @@ def test_a_gpu(driver):
     driver(0)
     found = survey()
     assert found.gpus == (Gpu(0, "Made-up GPU", "89", 16 << 30),)
-    assert (found.driver_cuda, found.no_gpu) == ("13.1", "")
+    assert (found.driver_cuda, found.no_gpu, found.driver) == ("13.1", "", "580.99")
 
 
 def test_a_driver_that_does_not_start(driver):
@@ -63,11 +79,49 @@ def test_no_driver(monkeypatch):
     monkeypatch.setattr(module.ctypes, "CDLL", absent)
     found = survey()
     assert found.no_gpu == "no NVIDIA driver is installed"
-    assert "rtx: no NVIDIA driver is installed" in missing(found)
+    assert found.driver == "" and "rtx: no NVIDIA driver is installed" in missing(found)
+    assert not any(there for name, there in driver_parts().items() if name.startswith("lib"))
+
+
+def test_a_driver_without_nvml(driver, monkeypatch):
+    driver(0)
+    both = module.ctypes.CDLL
+
+    def without(name):
+        if "nvidia-ml" in name:
+            raise OSError(name)
+        return both(name)
+
+    monkeypatch.setattr(module.ctypes, "CDLL", without)
+    assert survey().gpus and survey().driver == ""
+    assert (driver_parts()["libcuda.so.1"], driver_parts()["libnvidia-ml.so.1"]) == (True, False)
+
+
+def test_what_is_missing_for_a_gpu(monkeypatch):
+    found = module.Survey((Gpu(0, "H100", "90", 2**36),), "13.0", "")
+    monkeypatch.setattr(module, "_version", lambda name, _: None if name in ("pycuda", "tensorrt") else "1.0")
+    monkeypatch.setattr(module, "has_cuda_provider", lambda: False)
+    lines = missing(found)
+    assert "tensorrt: not installed (pip install 'dropgen-rt[tensorrt]')" in lines
+    assert "rtx: pycuda is not installed (pip install 'dropgen-rt[rtx]')" in lines
+    assert "rtx: it does not run on H100, sm_90" in lines and not any("tensorrt: it" in line for line in lines)
+    assert any(line.startswith("onnxruntime on CUDA: its GPU wheel is not installed (pip uninstall") for line in lines)
+
+
+def test_the_provider_of_onnxruntime(tmp_path, monkeypatch):
+    assert not has_cuda_provider()  # tests run with the CPU wheel
+    library = tmp_path / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so"
+    library.parent.mkdir(parents=True)
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    library.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert has_cuda_provider()
 
 
 def test_libraries_and_tools():
     assert {kind: library_version(kind) is not None for kind in KINDS}["openvino"]
+    assert all(other_version(name) for name in OTHERS if name not in ("pycuda", "cuda-bindings"))
     assert compilers()["c++"] != "" and cpu_name() and cores() >= 1
     require_module("numpy", "train")
     with pytest.raises(UsageError, match=r"needs absent_module; install it with: pip install 'dropgen-rt\[train\]'"):

@@ -74,6 +74,17 @@ def test_a_live_referee_answers_the_stored_windows(model):
     assert np.array_equal(live.windows, stored.windows) and np.array_equal(live.labels, stored.labels)
 
 
+@pytest.mark.parametrize(
+    ("device", "code", "message"),
+    [("foo", 2, "device 'foo': accepted are"), ("cuda:²", 2, "device 'cuda:²'"), ("cuda:0", 6, "device cuda:0: ")],
+)
+def test_a_device_that_is_none_is_told_before_any_work(model_file, monkeypatch, device, code, message):
+    monkeypatch.setattr("dropgen_rt.verify.create", lambda *_: pytest.fail("the referee was opened"))
+    result = run("verify", model_file, "--device", device)
+    assert result.exit_code == code and result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+
+
 def test_a_missing_model_and_scan(model_file, tmp_path):
     assert run("verify", "nobody").exit_code == 4
     assert run("verify", model_file, "--scan", tmp_path / "none.nii").exit_code == 3
@@ -93,7 +104,9 @@ def test_doctor_tells_what_there_is(home):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[-1] == "self-test: passed"
-    for start in ("dropgen-rt ", "CPU: ", "NVIDIA", "engine openvino: 2", "engine rtx: ", "compiler c++: ",
+    for start in ("dropgen-rt ", "CPU: ", "NVIDIA", "NVIDIA driver's parts: libcuda.so.1 ", "engine openvino: 2",
+                  "engine rtx: ", "engine onnxruntime, CUDA provider: ", "library pycuda: ", "library cuda-bindings: ",
+                  "library onnx: 1", "library torch: 2", "compiler nvcc: ", "compiler c++: ",
                   "auto: openvino on cpu, ", f"models in {home}:", "  * brain9  10 labels, "):  # fmt: skip
         assert any(line.startswith(start) for line in lines), start
 

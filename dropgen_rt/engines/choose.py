@@ -6,9 +6,21 @@ from pathlib import Path
 from dropgen_rt.engines.contract import KINDS, PRECISIONS, Engine, Kind, Precision
 from dropgen_rt.errors import PrecisionError, ResourceError, UsageError
 from dropgen_rt.model import Model
-from dropgen_rt.survey import LIBRARIES, Survey, library_version, survey
+from dropgen_rt.survey import (
+    CUDA_PROVIDER_HINT,
+    LIBRARIES,
+    RTX_CAPABILITIES,
+    Gpu,
+    Survey,
+    has_cuda_provider,
+    library_version,
+    other_version,
+    runs_on,
+    survey,
+)
 
-# What needs a GPU of NVIDIA's, best first.
+# What runs on a GPU of NVIDIA's, best first, and of these what runs nowhere else.
+_ON_GPUS: tuple[Kind, ...] = ("tensorrt", "rtx", "onnxruntime")
 _GPU_ENGINES: tuple[Kind, ...] = ("tensorrt", "rtx")
 
 
@@ -48,24 +60,38 @@ def _check_words(kind: str, precision: str, device: str) -> None:
     for what, given, accepted in (("engine", kind, KINDS), ("precision", precision, PRECISIONS)):
         if given not in ("auto", *accepted):
             raise UsageError(f"{what} {given!r}: accepted are auto, {', '.join(accepted)}")
-    name, _, index = device.partition(":")
-    if name not in ("auto", "cpu", "cuda") or (index and not (name == "cuda" and index.isdigit())):
-        raise ResourceError(f"device {device!r}: accepted are auto, cpu, cuda and cuda:N")
+    name, colon, index = device.partition(":")
+    whole = name == "cuda" and index.isascii() and index.isdigit() and len(index) < 4
+    if name not in ("auto", "cpu", "cuda") or (colon and not whole):
+        raise UsageError(f"device {device!r}: accepted are auto, cpu, cuda and cuda:N")
 
 
 def _automatic(device: str, found: Survey) -> tuple[Kind, str]:
     if device == "cpu":
         return "openvino", "openvino is the CPU's engine"
     if device.startswith("cuda") or found.gpus:
-        _require_gpu(device, found)
-        for kind in _GPU_ENGINES:
-            if library_version(kind) is not None:
-                return kind, f"{found.gpus[0].name} and {kind} {library_version(kind)} are here"
-        hint = LIBRARIES["tensorrt"][2]
+        gpu = _require_gpu(device, found)
+        lacks = {kind: _lacking(kind, gpu) for kind in _ON_GPUS}
+        passed_over = "; ".join(f"{kind}: {reason}" for kind, reason in lacks.items() if reason)
+        for kind in _ON_GPUS:
+            if not lacks[kind]:
+                found_here = f"{gpu.name} and {kind} {library_version(kind)} are here"
+                return kind, found_here if kind == "tensorrt" else f"{found_here} ({passed_over})"
         if device.startswith("cuda"):
-            raise ResourceError(f"device {device}: neither TensorRT nor TensorRT for RTX is installed; {hint}")
-        return "openvino", f"{found.gpus[0].name} is here but no engine for it is installed ({hint})"
+            raise ResourceError(f"device {device}: no engine for {gpu.name} is installed ({passed_over})")
+        return "openvino", f"{gpu.name} is here but no engine for it is installed ({passed_over})"
     return "openvino", found.no_gpu
+
+
+def _lacking(kind: Kind, gpu: Gpu) -> str:
+    """What keeps an engine from running on this GPU, and how to get it; "" if nothing does."""
+    if not runs_on(kind, gpu.capability):
+        return f"it has no kernels for sm_{gpu.capability}"
+    if library_version(kind) is None:
+        return f"not installed, {LIBRARIES[kind][2]}"
+    if kind == "onnxruntime":
+        return "" if has_cuda_provider() else f"its GPU wheel is not installed, {CUDA_PROVIDER_HINT}"
+    return "" if other_version("pycuda") is not None else f"pycuda is missing, pip install 'dropgen-rt[{kind}]'"
 
 
 def _explicit(kind: str, device: str, found: Survey) -> Kind:
@@ -79,19 +105,26 @@ def _explicit(kind: str, device: str, found: Survey) -> Kind:
     return engine
 
 
-def _require_gpu(device: str, found: Survey) -> None:
+def _require_gpu(device: str, found: Survey) -> Gpu:
     if not found.gpus:
         raise ResourceError(f"device {device}: {found.no_gpu}; use --device cpu")
     index = int(device.partition(":")[2] or 0)
     if index >= len(found.gpus):
         raise ResourceError(f"device {device}: this machine has {len(found.gpus)} GPU(s), counted from cuda:0")
+    return found.gpus[index]
 
 
 def _device(kind: Kind, device: str, found: Survey) -> str:
-    if kind == "openvino" or device == "cpu" or (kind == "onnxruntime" and device == "auto"):
+    """Where the engine runs. Raises ResourceError for a GPU that is not there, or that the engine cannot use."""
+    if kind == "openvino" or device == "cpu":
         return "cpu"
-    _require_gpu(device if device != "auto" else "cuda:0", found)
-    return f"cuda:{device.partition(':')[2] or 0}"
+    if kind == "onnxruntime" and device == "auto" and not (found.gpus and has_cuda_provider()):
+        return "cpu"
+    gpu = _require_gpu("cuda:0" if device == "auto" else device, found)
+    if lacking := _lacking(kind, gpu):
+        known = f"; it runs on {', '.join(f'sm_{item}' for item in RTX_CAPABILITIES)}" if kind == "rtx" else ""
+        raise ResourceError(f"engine {kind} on {gpu.name}: {lacking}{known}; see dropgen-rt doctor")
+    return f"cuda:{gpu.index}"
 
 
 def _precisions(kind: Kind, device: str) -> tuple[Precision, ...]:

@@ -14,11 +14,12 @@ from dropgen_rt.engines.contract import Kind, Precision
 from dropgen_rt.errors import ModelError, ResourceError, UsageError
 from dropgen_rt.model import Model
 from dropgen_rt.store import cache_folder
+from dropgen_rt.survey import RTX_CAPABILITIES
 from dropgen_rt.typed_graph import typed
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
-# What TensorRT for RTX can build for ahead of time, as its documentation lists them; 7.5 has no bfloat16.
-ARCHITECTURES = ("75", "80", "86", "89", "120", "121")
+# What TensorRT for RTX can build for ahead of time.
+ARCHITECTURES = RTX_CAPABILITIES
 
 
 def load(kind: Kind) -> Any:
@@ -29,13 +30,15 @@ def load(kind: Kind) -> Any:
 def check_arch(given: Sequence[str]) -> tuple[str, ...]:
     """Architectures such as "sm_86" or "86", as "86", sorted. Raises UsageError."""
     names = sorted({item.strip().removeprefix("sm_") for item in given}, key=lambda item: item.zfill(3))
-    bad = [name for name in names if name not in ARCHITECTURES]
-    if bad or not names:
-        offered = ", ".join(f"sm_{item}" for item in ARCHITECTURES)
+    offered = ", ".join(f"sm_{item}" for item in ARCHITECTURES)
+    if not names:
         raise UsageError(
-            f"--arch {','.join(given) or '(none)'}: this machine has no NVIDIA GPU, so name the GPUs to build for; "
-            f"accepted are {offered}"
+            "engine rtx: this machine has no NVIDIA GPU, so name the GPUs to build for with --arch; accepted are "
+            f"{offered}"
         )
+    bad = [name for name in names if name not in ARCHITECTURES]
+    if bad:
+        raise UsageError(f"--arch {','.join(bad)}: no GPU that TensorRT for RTX builds for; accepted are {offered}")
     return tuple(names)
 
 

@@ -70,7 +70,12 @@ class OnnxRuntimeEngine:
         return in_batches(self._infer, windows, self._largest_batch)
 
     def _infer(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._thread.submit(self._session.run, None, {self._input: windows}).result()[0]
+        try:
+            logits: NDArray[np.float32]
+            (logits,) = self._thread.submit(self._session.run, None, {self._input: windows}).result()
+        except Exception as error:  # as above
+            reason = (str(error).strip().splitlines() or ["?"])[-1]
+            raise ModelError(f"ONNX Runtime {VERSION} failed on {len(windows)} window(s) ({reason})") from error
         return logits
 
     def close(self) -> None:

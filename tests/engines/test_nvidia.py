@@ -72,9 +72,18 @@ def test_architectures(given, expected):
     assert check_arch(given) == expected
 
 
-@pytest.mark.parametrize("given", [(), ("sm_90",), ("ampere",), ("sm_86", "sm_50")])
-def test_architectures_that_are_refused(given):
-    with pytest.raises(UsageError, match="accepted are sm_75, sm_80, sm_86"):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "no NVIDIA GPU, so name the GPUs to build for with --arch"),
+        (("sm_90",), "--arch 90: no GPU that TensorRT for RTX builds for"),
+        (("ampere",), "--arch ampere: no GPU that"),
+        (("sm_86", "sm_50"), "--arch 50: no GPU that"),
+        (("sm_8²",), "--arch 8²: no GPU that"),
+    ],
+)
+def test_architectures_that_are_refused(given, message):
+    with pytest.raises(UsageError, match=rf"{message}.*accepted are sm_75, sm_80, sm_86"):
         check_arch(given)
 
 
@@ -109,6 +118,22 @@ def test_a_graph_that_it_cannot_read(tiny, home):
         (["--engine", "tensorrt"], 6, "engine tensorrt: tensorrt is not installed; pip install"),
         (["--engine", "rtx"], 2, "this machine has no NVIDIA GPU, so name the GPUs to build for"),
         (["--engine", "openvino", "--arch", "86"], 2, "--arch names GPUs to build for ahead of time"),
+        (["--engine", "rtx", "--arch", "sm_99"], 2, "--arch 99: no GPU that TensorRT for RTX builds for; accepted are"),
+        (
+            ["--engine", "rtx", "--arch", "86", "--device", "cuda:0"],
+            2,
+            "--device cuda:0: with --arch an engine is built",
+        ),
+        (
+            ["--engine", "rtx", "--device", "cuda:0"],
+            6,
+            "device cuda:0: no NVIDIA driver is installed; use --device cpu",
+        ),
+        (["--engine", "rtx", "--arch", "86", "--threads", "3"], 2, "--threads 3: for engines on the CPU; this one is"),
+        (["--engine", "rtx", "--device", "cpu"], 2, "engine rtx runs on NVIDIA GPUs only"),
+        (["--engine", "onnxruntime", "--device", "cuda:0"], 6, "device cuda:0: no NVIDIA driver is installed"),
+        (["--device", "cuda:1"], 6, "device cuda:1: no NVIDIA driver is installed; use --device cpu"),
+        (["--device", "foo"], 2, "device 'foo': accepted are auto, cpu, cuda and cuda:N"),
     ],
 )
 def test_what_needs_a_gpu(model_file, home, options, code, message):

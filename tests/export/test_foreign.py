@@ -122,6 +122,19 @@ def test_small_networks(form, kind, toml, tmp_path):
         (MANIFEST.replace("value = 1", "value = 2"), "label values must count 1, 2, 3"),
         (MANIFEST.replace("[8, 12, 16]", "[8, 12]"), "window"),
         (MANIFEST + 'orientation = "XYZ"', "manifest of 'net'"),
+        (MANIFEST + "dynamic_window = true", "the window of another network is fixed; leave it out"),
+        (MANIFEST + 'training = "x"', "training: 'x' is not a table"),
+        (MANIFEST + "training = {when = 2026-01-01}", "training.when: a date is not a text, a number"),
+        (MANIFEST + "name = 5", "name: 5 is not a text"),
+        (MANIFEST + 'largest_batch = "x"', "largest_batch: 'x' is not a whole number"),
+        (MANIFEST + 'intensity = {kind = "range", lower = "0", upper = "1"}', "intensity.lower: '0' is not a finite"),
+        (MANIFEST + "intensity = {upper = inf}", "intensity.upper: inf is not a finite number"),
+        (MANIFEST.replace('"bright"', "5"), "labels[0].name: 5 is not a text"),
+        (MANIFEST.replace('[{value = 1, name = "bright"}]', "5"), "labels: 5 is not a list"),
+        (MANIFEST.replace('[{value = 1, name = "bright"}]', "[5]"), "labels[0]: 5 is not a table"),
+        (MANIFEST + f"notice = {'[' * 2000}", "not a manifest"),
+        (MANIFEST + "output = 5", "output 5; accepted are logits"),
+        (MANIFEST + "output = []", "output []; accepted are logits"),
     ],
 )
 def test_manifests_that_are_refused(text, message, toml, tmp_path):
@@ -172,6 +185,104 @@ def test_an_operator_that_onnx_does_not_have(toml, tmp_path):
 )
 def test_one_source_is_given(arguments, tmp_path):
     assert_refused(run(*arguments, "-o", tmp_path / "m.onnx"), 2, "give one of CHECKPOINT, --torchscript FILE")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(("--window", 8, 8, 8), "--window"), (("--window", "dynamic"), "--dynamic"), (("--weights", "fp16"), "--weights"),
+     (("--opset", 18), "--opset")],
+)  # fmt: skip
+def test_options_that_would_change_another_network(words, named, toml, tmp_path):
+    source = onnx_file(tmp_path / "n.x")
+    result = run("--onnx", source, "--manifest", toml(), "-o", tmp_path / "m.onnx", *words)
+    assert_refused(result, 2, f"{named}: for a CHECKPOINT only; the window of another network is what its --manifest")
+
+
+@pytest.mark.parametrize("form", ["--torchscript", "--onnx"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('name = "bright"}', 'name = "bright"}, {value = 2, name = "brighter"}'),
+            "the manifest says (1, 3, 8, 12, 16)",
+        ),
+        (("[8, 12, 16]", '[8, 12, 16]\nchannels = ["a", "b"]'), "2"),
+    ],
+    ids=["labels", "channels"],
+)
+def test_networks_that_contradict_the_manifest(form, change, message, toml, tmp_path):
+    source = tmp_path / "n"
+    torchscript(source, "logits") if form == "--torchscript" else onnx_file(source)
+    refused = run(form, source, "--manifest", toml(text=MANIFEST.replace(*change)), "-o", tmp_path / "m.onnx")
+    assert_refused(refused, 4, message)
+    assert str(source) in refused.stderr and not (tmp_path / "m.onnx").exists()
+
+
+class Changed(nn.Module):
+    """``Smooth`` with something wrong at its end."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.inner, self.wrong = Smooth("logits"), wrong
+
+    def forward(self, image):
+        logits = self.inner(image)
+        if self.wrong == "nan":
+            return logits / (logits - logits)
+        if self.wrong == "mixed":  # each window sees the mean of all
+            return logits + 50 * logits.mean(0, keepdim=True)
+        return logits.reshape(1, 2, 8, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "message"),
+    [
+        ("nan", 4, "its output is not finite"),
+        ("mixed", 5, "two windows at once against one by one"),
+        ("one", 4, "if it takes one at a time, put largest_batch = 1 into the manifest"),
+    ],
+)
+def test_networks_that_no_runtime_could_use(wrong, code, message, toml, tmp_path):
+    source, out = tmp_path / "n.pt", tmp_path / "m.onnx"
+    torch.jit.save(torch.jit.trace(Changed(wrong).eval(), torch.zeros(1, 1, 8, 12, 16)), source)
+    assert_refused(run("--torchscript", source, "--manifest", toml(), "-o", out), code, message)
+    assert not out.exists()
+    if wrong == "one":
+        assert run("--torchscript", source, "--manifest", toml("largest_batch = 1"), "-o", out).exit_code == 0
+
+
+@pytest.mark.parametrize("largest", [0, 2, 5])
+def test_a_largest_batch_is_kept(largest, toml, tmp_path):
+    out = tmp_path / "m.onnx"
+    result = run("--onnx", onnx_file(tmp_path / "n.x"), "--manifest", toml(f"largest_batch = {largest}"), "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "two windows at once against one by one" in result.stdout
+    with open_engine(read_model(out), engine="openvino", precision="fp32") as engine:
+        assert engine.infer(np.zeros((3, 1, 8, 12, 16), np.float32)).shape == (3, 2, 8, 12, 16)
+
+
+class Speckle(nn.Module):
+    """Labels like noise, which do not compress: sines of whole numbers, on which all libraries agree."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv3d(1, 24, 3, padding=1, bias=False)
+        weights = np.random.default_rng(0).integers(-9, 10, self.mix.weight.shape)
+        self.mix.weight.data = torch.from_numpy(weights.astype(np.float32))
+
+    def forward(self, image):
+        return torch.sin(self.mix(torch.round(image * 255) + 1))
+
+
+def test_golden_windows_of_a_network_of_many_labels_are_made_to_fit(toml, tmp_path):
+    labels = ", ".join(f'{{value = {value}, name = "part {value}"}}' for value in range(1, 24))
+    text = f"labels = [{labels}]\nspacing_mm = [1, 1, 1]\nwindow = [96, 96, 96]\n"
+    torch.jit.save(torch.jit.trace(Speckle().eval(), torch.zeros(1, 1, 96, 96, 96)), tmp_path / "n.pt")
+    out = tmp_path / "m.onnx"
+    result = run("--torchscript", tmp_path / "n.pt", "--manifest", toml(text=text), "-o", out)
+    assert result.exit_code == 0, result.output
+    golden = golden_of(read_model(out))
+    assert len(golden.windows) < 3 and len(np.unique(golden.labels)) == 24
 
 
 @needs("data/brain_t1")

@@ -7,8 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from shared_data import DATA, needs
 
+from dropgen_rt import cli_export
+from dropgen_rt.cli import main
 from dropgen_rt.engines import open_engine
 from dropgen_rt.errors import MissingModelError, ModelError, UsageError, VerificationError
 from dropgen_rt.export import to_onnx
@@ -174,7 +177,7 @@ def test_a_window_that_varies(trained: Path, tmp_path: Path) -> None:
 @REFLECTING
 def test_a_fixed_window_does_not_vary(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "m.onnx")
-    with pytest.raises(UsageError, match=r"is fixed to .16, 16, 16.; export it with --dynamic"):
+    with pytest.raises(UsageError, match=r"is fixed to .16, 16, 16.; export it with --window dynamic"):
         read_model(tmp_path / "m.onnx").with_window((32, 32, 32))
 
 
@@ -201,3 +204,60 @@ def test_options_that_are_refused(options: dict, message: str) -> None:
 def test_an_older_operator_set(trained: Path, tmp_path: Path) -> None:
     export(trained, tmp_path / "m.onnx", ExportOptions(opset=18))
     assert onnx.load(tmp_path / "m.onnx").opset_import[0].version == 18
+
+
+@REFLECTING
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": None}, "its network cannot be rebuilt"),
+        ({"network": {}}, "its network cannot be rebuilt"),
+        ({"state": {}}, "its network cannot be rebuilt"),
+        ({"labels": 5}, "lacks or garbles a field .labels: 5 is not a list"),
+        ({"labels": [{"value": "1", "name": "a", "colour": (1, 2, 3)}]}, r"labels\[0\]\.value: '1' is not a whole"),
+        ({"dataset": {}}, "lacks or garbles a field"),
+        ({"config": 5}, "lacks or garbles a field"),
+        ({"intensity": {"kind": "percentile", "lower": "1", "upper": "99"}}, r"intensity\.lower: '1' is not a finite"),
+        ({"progress": {"when": object}}, "not a checkpoint of tensors and plain values"),
+    ],
+    ids=str,
+)
+def test_checkpoints_with_other_fields(trained: Path, tmp_path: Path, change: dict, message: str) -> None:
+    checkpoint.save(trained, checkpoint.load(trained) | change)
+    with pytest.raises(ModelError, match=message) as caught:
+        export(trained, tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value) and not (tmp_path / "m.onnx").exists()
+
+
+@REFLECTING
+def test_both_windows_on_the_command_line(trained: Path, tmp_path: Path) -> None:
+    out, words = tmp_path / "m.onnx", ["--window", "8", "16", "24", "--window", "dynamic"]
+    result = CliRunner().invoke(main, ["export", str(trained), "-o", str(out), *words])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"wrote {out}"
+    manifest = read_model(out).manifest
+    assert (manifest.window, manifest.dynamic_window) == ((8, 16, 24), True)
+
+
+@pytest.mark.parametrize(
+    ("words", "window", "dynamic"),
+    [
+        ("", None, False),
+        ("--window dynamic", None, True),
+        ("--window=dynamic", None, True),
+        ("--dynamic", None, True),
+        ("--window 8 16 24", (8, 16, 24), False),
+        ("--window dynamic --window 8 16 24", (8, 16, 24), True),
+    ],
+)
+def test_spellings_of_the_window(words: str, window: tuple[int, ...] | None, dynamic: bool) -> None:
+    given = cli_export.export.make_context("export", ["best.pt", "-o", "m.onnx", *words.split()]).params
+    assert (given["window"], given["dynamic"]) == (window, dynamic)
+
+
+@pytest.mark.parametrize(
+    "words", [["large"], ["dynamic", "16", "16"], ["16", "dynamic"], ["0", "16", "16"], ["-1"] * 3]
+)
+def test_windows_that_are_none(tmp_path: Path, words: list[str]) -> None:
+    result = CliRunner().invoke(main, ["export", "best.pt", "-o", str(tmp_path / "m.onnx"), "--window", *words])
+    assert result.exit_code == 2 and list(tmp_path.iterdir()) == []
