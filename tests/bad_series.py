@@ -131,6 +131,13 @@ def two_images(folder: str) -> Files:
     return files
 
 
+def lookup_table(dataset: Dataset, number: int) -> None:
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [256, 0, 16], "US", bytes(512)
+    dataset.ModalityLUTSequence = [table]
+
+
 def as_mpeg(dataset: Dataset, number: int) -> None:
     dataset.PixelData = encapsulate([dataset.PixelData])
     dataset["PixelData"].is_undefined_length = True
@@ -161,6 +168,9 @@ UNREADABLE: Rows = [
      "file 1 of 6 in name order: truncated: 240 of"),
     # 0 in its place
     ("intercept", lambda: changed("intercept", lambda d: d.replace(b"\x52\x10DS\2\0000 ", b"\x52\x10DS\2\000a ")),
+     "damaged DICOM files"),
+    # pydicom has no value for it, others take it as text
+    ("place_type", lambda: changed("place_type", lambda d: d.replace(b"\x20\0\x32\0DS", b"\x20\0\x32\0XX")),
      "damaged DICOM files"),
     ("rows_type", lambda: changed("rows_type", lambda d: d.replace(b"\x28\0\x10\0US", b"\x28\0\x10\0UI")),
      "damaged DICOM files"),
@@ -204,6 +214,8 @@ NO_SERIES: Rows = [
     ("bits", lambda: series("bits", setting(BitsAllocated=12)), "16 bits stored in 12"),
     ("stored", lambda: series("stored", setting(BitsStored=0)), "0 bits stored in 16, high bit 15"),
     ("many_bits", lambda: series("many_bits", setting(BitsStored=40, HighBit=39)), "40 bits stored in 16"),
+    # stored values, as if there were no table
+    ("table", lambda: series("table", lookup_table), "values behind a modality lookup table"),
     ("high_bit", lambda: series("high_bit", setting(BitsStored=12, HighBit=15)), "12 bits stored in 16, high bit 15"),
     # taken as unsigned
     ("no_sign", lambda: series("no_sign", without("PixelRepresentation")), "no pixel representation"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydicom
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian
 
 from dropgen_rt.dicom.files import FileSet, find_files
 from dropgen_rt.dicom.gate import Grid, Refused, gate
@@ -193,7 +193,7 @@ def _check_series(stack: Stack, clashes: set[str], bare: set[str], members: Sequ
 def _pixel_kind(header: Header) -> tuple[object, ...]:
     """All that ``_check_kind`` looks at: slices of one stack may differ in it."""
     names = ("samples", "photometric", "burned_in", "image_type", "frames", "enhanced", "bits_allocated",
-             "bits_stored", "high_bit", "signed", "syntax", "rows", "columns")  # fmt: skip
+             "bits_stored", "high_bit", "signed", "syntax", "rows", "columns", "modality_lut", "pixel_vr")  # fmt: skip
     return tuple(str(getattr(header, name)) for name in names)
 
 
@@ -221,8 +221,12 @@ def _check_kind(header: Header) -> None:
     if header.signed not in (0, 1):  # the sign of every value hangs on it
         given = "no pixel representation" if header.signed is None else f"pixel representation {header.signed}"
         refuse(given, "0 (unsigned) or 1 (signed)", "export the series again")
-    if compressed := undecodable(header.syntax):
-        accepted = "uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE"
+    if header.modality_lut:
+        refuse("values behind a modality lookup table", "a rescale slope and intercept, or neither", original)
+    if header.syntax == ExplicitVRBigEndian and header.pixel_vr != "OW" and stored > 8:
+        refuse(f"big endian pixels of type {header.pixel_vr}", "words (OW)", "export the series again")
+    if compressed := undecodable(header.syntax, stored):
+        accepted = "uncompressed, deflated, RLE, JPEG lossless, JPEG of 8 bits, JPEG-LS, JPEG 2000, HTJ2K"
         refuse(f"pixels stored as {compressed}", accepted, "export the series uncompressed")
     if not header.rows or not header.columns:
         refuse("images without a size", "rows and columns from 1 up", "export the series again")

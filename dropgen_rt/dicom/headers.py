@@ -39,6 +39,7 @@ Elements = dict[int, Any]
 
 _CODE = re.compile(r"[^A-Z0-9_ .-]")
 _PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}
+_VRS = {str(vr) for vr in pydicom.valuerep.VR}
 _SHORT_VRS = ("US", "SS", "UN", None)
 _LONG_VRS = (b"OB", b"OW", b"UN")
 
@@ -49,7 +50,7 @@ def read_header(path: str) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
             header = _describe(dataset)
-            header["pixels"] = _place_of_pixels(file, header["syntax"], Path(path).stat().st_size)
+            header["pixels"], header["pixel_vr"] = _place_of_pixels(file, header["syntax"], Path(path).stat().st_size)
             return header
     except MemoryError:
         raise
@@ -72,7 +73,8 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
         "body_part": _code(_text(elements, 0x00180015)),
         "image_type": [_code(part) for part in _texts(elements, 0x00080008)],
         "burned_in": _text(elements, 0x00280301) == "YES",
-        "lossy": _text(elements, 0x00282110) == "01",
+        "lossy": _text(elements, 0x00282110),
+        "modality_lut": bool(getattr(elements.get(0x00283000), "value", None)),
         "photometric": _code(_text(elements, 0x00280004)),
         "instance": _integer(_text(elements, 0x00200013)),
         "frames": _integer(_text(elements, 0x00280008)) or 1,
@@ -138,31 +140,40 @@ def _frame(group: Dataset, shared: Dataset) -> dict[str, Any]:
     }
 
 
-def _place_of_pixels(file: Any, syntax: str, size: int) -> list[int] | None:
-    """Byte offset, length there is and length declared of native pixels; None if there are none.
+def _place_of_pixels(file: Any, syntax: str, size: int) -> tuple[list[int] | None, str]:
+    """Byte offset, length there is and length declared of native pixels, and their VR; None if there are none.
 
     DEFLATED or ENCAPSULATED stand for a length where it is not to be had.
 
     pydicom leaves the file at the element that it stopped before; PS3.5 section 7.1 gives its layout.
     """
     if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        return [0, DEFLATED, 0]
+        return [0, DEFLATED, 0], ""
     head = file.read(12)
     end = _PIXEL_TAGS.get(head[:4])
     if end is None:
-        return None
+        return None, ""
     explicit = syntax != pydicom.uid.ImplicitVRLittleEndian
     if explicit and head[4:6] not in _LONG_VRS:
         raise ValueError("pixels of an unexpected type")
     (length,) = struct.unpack(end + "I", head[8:12] if explicit else head[4:8])
     offset = file.tell() - 12 + (12 if explicit else 8)
+    vr = head[4:6].decode() if explicit else "OW"
     if length == 0xFFFFFFFF:
-        return [offset, ENCAPSULATED, 0]
-    return [offset, min(length, size - offset), length]
+        return [offset, ENCAPSULATED, 0], vr
+    return [offset, min(length, size - offset), length], vr
+
+
+def _element(elements: Elements, tag: int) -> Any:
+    """The element, if it is there. One of a type that DICOM does not have is damage, whatever its value looks like."""
+    element = elements.get(tag)
+    if element is not None and element.VR is not None and str(element.VR) not in _VRS:
+        raise ValueError("an element of an unknown type")
+    return element
 
 
 def _text(elements: Elements, tag: int) -> str:
-    element = elements.get(tag)
+    element = _element(elements, tag)
     value = None if element is None else element.value
     if isinstance(value, bytes):
         return value.decode("latin-1").strip(" \0")
@@ -177,7 +188,7 @@ def _texts(elements: Elements, tag: int) -> list[str]:
 
 
 def _comparable(elements: Elements, tag: int) -> str:
-    element = elements.get(tag)
+    element = _element(elements, tag)
     value = None if element is None else element.value
     if element is not None and isinstance(value, bytes) and element.VR == "FD":
         return str(struct.unpack(("<" if element.is_little_endian else ">") + f"{len(value) // 8}d", value))
