@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydicom
-from pydicom.uid import UID, ExplicitVRBigEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, MediaStorageDirectoryStorage
 
 from dropgen_rt.dicom.files import FileSet, find_files
 from dropgen_rt.dicom.gate import Grid, Refused, gate
@@ -34,7 +34,11 @@ IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.4.1": "enhanced MR", "1.2.840.10008.5.1.4.1.1.4.4": "converted MR",
     "1.2.840.10008.5.1.4.1.1.128": "PET", "1.2.840.10008.5.1.4.1.1.130": "enhanced PET",
     "1.2.840.10008.5.1.4.1.1.128.1": "converted PET", "1.2.840.10008.5.1.4.1.1.13.1.1": "X-ray 3D",
+    "1.2.840.10008.5.1.4.1.1.13.1.2": "X-ray 3D craniofacial",
 }  # fmt: skip
+
+#: What a DICOMDIR, the index of a disk, is left out as: a folder is searched without it.
+INDEX = "an index (DICOMDIR)"
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -110,8 +114,10 @@ def _headers(files: FileSet) -> list[Header]:
 def _kind_of_object(header: Header) -> str:
     if header.sop_class in IMAGE_CLASSES:
         return "an image without pixels"
+    if header.sop_class == MediaStorageDirectoryStorage:
+        return INDEX
     name = UID(header.sop_class).name if header.sop_class in pydicom.uid.UID_dictionary else "an unknown object"
-    return f"{name}, which holds no slices of a volume"
+    return f"{name}, which is not read"
 
 
 def _without_copies(files: FileSet, images: Sequence[Header]) -> tuple[list[Header], int, set[str]]:

@@ -15,20 +15,52 @@ from pydicom.dataset import Dataset
 
 #: Functional groups that hold what varies from frame to frame, by what it is called here.
 _FRAME_KEYS = {
-    "echo time": ("MREchoSequence", "EffectiveEchoTime"),
     "stack": ("FrameContentSequence", "StackID"),
     "time point": ("FrameContentSequence", "TemporalPositionIndex"),
+    "echo time": ("MREchoSequence", "EffectiveEchoTime"),
+    "inversion time": ("MRModifierSequence", "InversionTimes"),
+    "flip angle": ("MRTimingAndRelatedParametersSequence", "FlipAngle"),
+    "repetition time": ("MRTimingAndRelatedParametersSequence", "RepetitionTime"),
     "b-value": ("MRDiffusionSequence", "DiffusionBValue"),
     "diffusion direction": ("MRDiffusionSequence", "DiffusionGradientDirectionSequence"),
     "trigger delay": ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    "cardiac phase": ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase"),
+    "tube voltage": ("CTXRayDetailsSequence", "KVP"),
+    "kernel": ("CTReconstructionSequence", "ConvolutionKernel"),
+    "acquisition": ("FrameContentSequence", "FrameAcquisitionNumber"),
+    "frame time": ("FrameContentSequence", "FrameReferenceDateTime"),
+    "acquisition time": ("FrameContentSequence", "FrameAcquisitionDateTime"),
 }
+
+#: Where a converter puts the attributes of single slices that it knows no group for.
+_CONVERTED = "UnassignedPerFrameConvertedAttributesSequence"
+_CONVERTED_KEYS = {
+    "echo time": "EchoTime", "inversion time": "InversionTime", "flip angle": "FlipAngle",
+    "repetition time": "RepetitionTime", "trigger delay": "TriggerTime", "time point": "TemporalPositionIdentifier",
+}  # fmt: skip
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence", "XAXRFFrameCharacteristicsSequence")  # fmt: skip  # noqa: E501
 
-#: The same for files of one slice. Times are compared, never shown.
+#: The same for files of one slice. Times of day are compared, never shown.
 _SLICE_KEYS = {
-    "image type": 0x00080008, "echo number": 0x00180086, "echo time": 0x00180081, "time point": 0x00200100,
-    "b-value": 0x00189087, "diffusion direction": 0x00189089, "trigger delay": 0x00181060,
-    "acquisition": 0x00200012, "acquisition time": 0x00080032,
+    "image type": 0x00080008, "echo number": 0x00180086, "echo time": 0x00180081, "inversion time": 0x00180082,
+    "flip angle": 0x00181314, "repetition time": 0x00180080, "time point": 0x00200100, "b-value": 0x00189087,
+    "diffusion direction": 0x00189089, "trigger delay": 0x00181060, "cardiac phase": 0x00209241,
+    "tube voltage": 0x00180060, "kernel": 0x00181210, "acquisition": 0x00200012, "frame reference time": 0x00541300,
+    "acquisition time": 0x00080032, "content time": 0x00080033,
+}  # fmt: skip
+
+# Types of those that are no text, for files that do not say them.
+_SLICE_VRS = {0x00189087: "FD", 0x00189089: "FD", 0x00209241: "FL"}
+
+#: Private elements that stand in for them: group, creator, element within its block, VR; from the conformance
+#: statements of Siemens, GE and Philips.
+_PRIVATE_KEYS = {
+    "b-value": ((0x0019, "SIEMENS MR HEADER", 0x0C, "IS"), (0x0043, "GEMS_PARM_01", 0x39, "IS"),
+                (0x2001, "Philips Imaging DD 001", 0x03, "FL")),
+    "diffusion direction": ((0x0019, "SIEMENS MR HEADER", 0x0E, "FD"), (0x0019, "GEMS_ACQU_01", 0xBB, "DS"),
+                            (0x2005, "Philips MR Imaging DD 001", 0xB0, "FL")),
+    "image kind": ((0x0043, "GEMS_PARM_01", 0x2F, "SS"),),
+    "energy": ((0x0053, "GEHC_CT_ADVAPP_001", 0x75, "DS"),),
 }  # fmt: skip
 
 #: In place of a length: pixels in a data set that is packed as a whole, and pixels in fragments.
@@ -40,6 +72,7 @@ Elements = dict[int, Any]
 _CODE = re.compile(r"[^A-Z0-9_ .-]")
 _PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}
 _VRS = {str(vr) for vr in pydicom.valuerep.VR}
+_BINARY_VRS = {"FD": "d", "FL": "f", "SS": "h", "US": "H", "SL": "i", "UL": "I"}
 _SHORT_VRS = ("US", "SS", "UN", None)
 _LONG_VRS = (b"OB", b"OW", b"UN")
 
@@ -48,7 +81,7 @@ def read_header(path: str) -> dict[str, Any]:
     """The header of one file, or ``{"error": reason}`` if it cannot be made out. Raises MemoryError."""
     try:
         with Path(path).open("rb") as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)  # without a preamble, too
             header = _describe(dataset)
             header["pixels"], header["pixel_vr"] = _place_of_pixels(file, header["syntax"], Path(path).stat().st_size)
             return header
@@ -62,7 +95,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
     meta = dataset.file_meta
     elements = {int(element.tag): element for element in dataset.elements()}
     header: dict[str, Any] = {
-        "syntax": str(meta.get("TransferSyntaxUID", "")),
+        "syntax": str(meta.get("TransferSyntaxUID", "") if meta else _syntax_found(dataset)),
         "sop_class": _text(elements, 0x00080016) or str(meta.get("MediaStorageSOPClassUID", "")),
         "sop": _text(elements, 0x00080018) or str(meta.get("MediaStorageSOPInstanceUID", "")),
         "series": _text(elements, 0x0020000E),
@@ -87,7 +120,20 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
     groups = 0x52009230 in elements
     header["enhanced"] = groups
     header["slices"] = _frames(dataset, header["frames"]) if groups else [_slice(elements)]
+    if groups and not any(plane["slope"] or plane["intercept"] for plane in header["slices"]):
+        whole = _slice(elements)  # stated once for all frames, outside of the groups
+        header["slices"] = [
+            plane | {name: whole[name] for name in ("slope", "intercept")} for plane in header["slices"]
+        ]
     return header
+
+
+def _syntax_found(dataset: Dataset) -> str:
+    """How a data set without a meta header was found to be written; only native pixels come so."""
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return str(pydicom.uid.ImplicitVRLittleEndian)
+    return str(pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian)
 
 
 def _patient(elements: Elements) -> str:
@@ -103,8 +149,22 @@ def _slice(elements: Elements) -> dict[str, Any]:
         "spacing": _numbers(_texts(elements, 0x00280030)),
         "slope": _scale(_texts(elements, 0x00281053)),
         "intercept": _scale(_texts(elements, 0x00281052)),
-        "keys": {name: key for name, tag in _SLICE_KEYS.items() if (key := _comparable(elements, tag))},
+        "keys": _private_keys(elements)
+        | {name: key for name, tag in _SLICE_KEYS.items() if (key := _comparable(elements, tag))},
     }
+
+
+def _private_keys(elements: Elements) -> dict[str, str]:
+    """What the private elements say; of GE's b-value the number without the flag that it adds to it."""
+    found: dict[str, str] = {}
+    for name, places in _PRIVATE_KEYS.items():
+        for group, creator, element, vr in places:
+            block = next((b for b in range(0x10, 0x18) if _text(elements, group << 16 | b).strip() == creator), None)
+            key = _comparable(elements, group << 16 | block << 8 | element, vr) if block else ""
+            if key:
+                number = _integer(key) if name == "b-value" and group == 0x0043 else None
+                found[name] = key if number is None else str(number % 100_000)
+    return found
 
 
 def _frames(dataset: Dataset, count: int) -> list[dict[str, Any]]:
@@ -124,7 +184,11 @@ def _frame(group: Dataset, shared: Dataset) -> dict[str, Any]:
                 return items[0].get(keyword)
         return None
 
-    keys = {name: str(value) for name, names in _FRAME_KEYS.items() if (value := find(*names)) is not None}
+    keys = {name: str(value) for name, key in _CONVERTED_KEYS.items() if (value := find(_CONVERTED, key)) is not None}
+    keys |= {name: str(value) for name, names in _FRAME_KEYS.items() if (value := find(*names)) is not None}
+    indices = find("FrameContentSequence", "DimensionIndexValues")
+    indices = [indices] if isinstance(indices, int) else indices or []
+    keys |= {f"dimension {number}": str(value) for number, value in enumerate(indices, 1)}
     direction = find("MRDiffusionSequence", "DiffusionGradientDirectionSequence")
     if direction:
         keys["diffusion direction"] = str(direction[0].get("DiffusionGradientOrientation"))
@@ -187,12 +251,17 @@ def _texts(elements: Elements, tag: int) -> list[str]:
     return [part.strip() for part in text.split("\\")] if text else []
 
 
-def _comparable(elements: Elements, tag: int) -> str:
+def _comparable(elements: Elements, tag: int, usual_vr: str = "") -> str:
+    """The value as text. ``usual_vr`` is the type where the file does not say one, as for private elements."""
     element = _element(elements, tag)
-    value = None if element is None else element.value
-    if element is not None and isinstance(value, bytes) and element.VR == "FD":
-        return str(struct.unpack(("<" if element.is_little_endian else ">") + f"{len(value) // 8}d", value))
-    return _text(elements, tag)
+    if element is None or not isinstance(element.value, bytes):
+        return _text(elements, tag)
+    vr = usual_vr or _SLICE_VRS.get(tag, "") if element.VR in (None, "UN") else str(element.VR)
+    kind = _BINARY_VRS.get(vr)
+    if kind is None:
+        return _text(elements, tag)
+    order, count = "<" if element.is_little_endian else ">", len(element.value) // struct.calcsize(kind)
+    return "\\".join(f"{number:g}" for number in struct.unpack_from(f"{order}{count}{kind}", element.value))
 
 
 def _short(elements: Elements, tag: int, kind: str) -> int | None:

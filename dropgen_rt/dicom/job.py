@@ -110,7 +110,7 @@ def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
     order (``segmentation`` puts their true numbers back).
     """
     files = dict.fromkeys(plane.header.file for plane in scan.slices)
-    sources = [pydicom.dcmread(scan.files.files[file], stop_before_pixels=True) for file in files]
+    sources = [pydicom.dcmread(scan.files.files[file], stop_before_pixels=True, force=True) for file in files]
     for dataset in sources:
         for keyword in _TYPE_2:
             if keyword not in dataset:

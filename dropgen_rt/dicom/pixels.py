@@ -163,7 +163,7 @@ def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
     needed = header.frames * count * voxel.itemsize
     content = None
     if length == DEFLATED:  # the whole data set has to be unpacked
-        content = pydicom.dcmread(path).PixelData
+        content = pydicom.dcmread(path, force=True).PixelData
         offset, length = 0, len(content)
     if length < needed:
         raise _ShortError(f"truncated: {max(length, 0)} of {needed} bytes of pixels")

@@ -14,12 +14,15 @@ SAME_DIRECTION = 1e-3
 
 #: What can tell two slices in one place apart, in the order in which it is tried.
 SPLIT_KEYS = (
-    "stack", "time point", "echo number", "echo time", "b-value", "diffusion direction", "image type",
-    "trigger delay", "acquisition", "acquisition time",
+    "stack", "time point", "echo number", "echo time", "inversion time", "flip angle", "b-value",
+    "diffusion direction", "image type", "image kind", "trigger delay", "cardiac phase", "tube voltage", "energy",
+    "kernel", "repetition time", "acquisition", "frame reference time", "frame time", "acquisition time",
+    "content time",
+    *(f"dimension {number}" for number in range(1, 10)),
 )  # fmt: skip
 
 #: Keys whose values are not for showing: a time is a date's half.
-_UNSHOWN = ("acquisition time", "diffusion direction")
+_UNSHOWN = ("acquisition time", "content time", "frame time", "diffusion direction", "image kind")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,14 +139,15 @@ def _apart(group: list[Slice]) -> list[tuple[list[Slice], str]]:
     repeats = _most_in_one_place(group)
     if repeats < 2:
         return [(group, "")]
-    varying = [name for name in SPLIT_KEYS if len({plane.keys.get(name, "") for plane in group}) > 1]
+    # Splitting into many small heaps explains nothing: a clock reading is different in every slice.
+    most = 2 * repeats
+    varying = [name for name in SPLIT_KEYS if 1 < len({plane.keys.get(name, "") for plane in group}) <= most]
     for count in (1, 2, 3):
         for names in itertools.combinations(varying, count):
             parts: dict[tuple[str, ...], list[Slice]] = {}
             for plane in group:
                 parts.setdefault(tuple(plane.keys.get(name, "") for name in names), []).append(plane)
-            # Splitting into many small heaps explains nothing: a clock reading is different in every slice.
-            if len(parts) <= 2 * repeats and all(_most_in_one_place(part) == 1 for part in parts.values()):
+            if len(parts) <= most and all(_most_in_one_place(part) == 1 for part in parts.values()):
                 return [
                     (part, _shown(names, key, number, len(parts)))
                     for number, (key, part) in enumerate(parts.items(), 1)
@@ -165,7 +169,8 @@ def _shown(names: tuple[str, ...], key: tuple[str, ...], number: int, parts: int
     words = [
         f"{name} {value[:40]}"
         for name, value in zip(names, key, strict=True)
-        if name not in _UNSHOWN and all(letter.isalnum() or letter in ".-_\\ " for letter in value)
+        if name not in _UNSHOWN
+        and all(letter.isascii() and (letter.isalnum() or letter in ".-_\\ ") for letter in value)
     ]
     return ", ".join(words) or f"part {number} of {parts}"
 

@@ -70,7 +70,7 @@ MIXED = {
     "an endless UID": (everywhere(SeriesInstanceUID="1." + "2" * 70), "a unique identifier (UID) that is none"),
     "traversal in one": (setting(SOPInstanceUID="..\\..\\x"), "a unique identifier (UID) that is none"),
     "no image": (everywhere(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "Secondary Capture Image Storage"),
-    "unknown class": (everywhere(SOPClassUID="1.2.3.CANARY"), "an unknown object, which holds no slices"),
+    "unknown class": (everywhere(SOPClassUID="1.2.3.CANARY"), "an unknown object, which is not read"),
     "constant": (lambda d, k: setattr(d, "PixelData", bytes(240)), "every voxel is 0"),
 }  # fmt: skip
 
@@ -178,7 +178,7 @@ def four_d(folder: Path, **keys: list[object]) -> Path:
     [
         ({"TemporalPositionIdentifier": [1, 2, 3]}, "time point 2"),
         ({"EchoTime": [3, 6, 9]}, "echo time 6"),
-        ({"DiffusionBValue": [0.0, 500.0, 1000.0]}, "part 2 of 3"),
+        ({"DiffusionBValue": [0.0, 500.0, 1000.0]}, "b-value 500"),
         ({"ImageType": [["ORIGINAL", "PRIMARY", kind] for kind in ("M", "P", "R")]}, "image type ORIGINAL\\PRIMARY\\P"),
         ({"AcquisitionNumber": [1, 2, 3]}, "acquisition 2"),
         ({"AcquisitionTime": ["101010", "101020", "101030"]}, "part 2 of 3"),

@@ -28,7 +28,7 @@ FAILING = {
     "failing/sliceincrement/002": "a gap of 1.499 mm after slice 3, where slices lie 0.7497 mm apart: 1 missing",
     "failing/sliceorientation/001": "2 possible stacks: ",
     "failing/notavolume/001": "no volume, only single images or localisers: ",
-    "generic/rgb/001": "4 x Secondary Capture Image Storage, which holds no slices of a volume",
+    "generic/rgb/001": "4 x Secondary Capture Image Storage, which is not read",
     # its ground truth is 1 mm thick, which nothing in the file says
     "ge/anatomical/001_single_slice": "a single image; accepted: a stack of at least 2 slices",
 }
