@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from dropgen_rt.dicom.gate import Grid, Refused, gate
 from dropgen_rt.dicom.guard import GuardError, Limits, in_parallel
 from dropgen_rt.dicom.headers import read_header
 from dropgen_rt.dicom.pixels import NATIVE, undecodable
-from dropgen_rt.dicom.stacks import Header, Slice, Stack, is_localiser, stacks_of
+from dropgen_rt.dicom.stacks import Header, Slice, Stack, is_localiser, is_uid, stacks_of
 from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError
 from dropgen_rt.scan_header import refusal
 
@@ -40,7 +39,6 @@ IMAGE_CLASSES = {
 #: What a DICOMDIR, the index of a disk, is left out as: a folder is searched without it.
 INDEX = "an index (DICOMDIR)"
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -185,7 +183,7 @@ def _check_series(stack: Stack, clashes: set[str], bare: set[str], members: Sequ
     if len(frames) > 1:
         raise Refused(f"one stack with {len(frames)} frames of reference", "one", again)
     uids = [stack.series, *(plane.header.sop for plane in stack.slices), stack.header.study, *frames]
-    if any(uid and (len(uid) > 64 or not _UID.fullmatch(uid)) for uid in uids):
+    if any(uid and not is_uid(uid) for uid in uids):
         given, accepted = "a unique identifier (UID) that is none", "digits and dots, 64 at most"
         raise Refused(given, accepted, "export the series again", UnsuitableInputError)
     if stack.series in clashes:
@@ -243,10 +241,14 @@ def _check_stack(files: FileSet, stack: Stack) -> None:
         needed = header.frames * header.rows * header.columns * header.bits_allocated // 8
         _, length, declared = header.pixels
         needed = max(needed, declared - 1)  # the last byte may be padding that was not written
+        given = ""
         if header.syntax in NATIVE and 0 <= length < needed:
-            given = f"{where(files, header.file)}: truncated: {length} of {needed} bytes of pixels"
+            given = f"truncated: {length} of {needed} bytes of pixels"
+        elif not header.whole:
+            given = "truncated: its compressed pixels are not complete"
+        if given:
             accepted, step = "complete, undamaged images", "export the whole series again"
-            raise Refused(given, accepted, step, UnreadableInputError)
+            raise Refused(f"{where(files, header.file)}: {given}", accepted, step, UnreadableInputError)
     scaled = sum(plane.slope is not None for plane in stack.slices)
     if 0 < scaled < len(stack.slices):
         given = f"a rescale slope in {scaled} of {len(stack.slices)} slices"

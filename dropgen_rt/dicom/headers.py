@@ -71,7 +71,8 @@ Elements = dict[int, Any]
 
 _CODE = re.compile(r"[^A-Z0-9_ .-]")
 _PIXEL_TAGS = {b"\xe0\x7f\x10\x00": "<", b"\x7f\xe0\x00\x10": ">"}
-_VRS = {str(vr) for vr in pydicom.valuerep.VR}
+_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_TEXT_VRS = ("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UN", "UR", "UT")
 _BINARY_VRS = {"FD": "d", "FL": "f", "SS": "h", "US": "H", "SL": "i", "UL": "I"}
 _SHORT_VRS = ("US", "SS", "UN", None)
 _LONG_VRS = (b"OB", b"OW", b"UN")
@@ -83,7 +84,10 @@ def read_header(path: str) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)  # without a preamble, too
             header = _describe(dataset)
-            header["pixels"], header["pixel_vr"] = _place_of_pixels(file, header["syntax"], Path(path).stat().st_size)
+            size = Path(path).stat().st_size
+            header["pixels"], header["pixel_vr"] = _place_of_pixels(file, header["syntax"], size)
+            packed = header["pixels"] is not None and header["pixels"][1] == ENCAPSULATED
+            header["whole"] = not packed or _has_fragments(file, header["frames"], size)
             return header
     except MemoryError:
         raise
@@ -228,16 +232,31 @@ def _place_of_pixels(file: Any, syntax: str, size: int) -> tuple[list[int] | Non
     return [offset, min(length, size - offset), length], vr
 
 
-def _element(elements: Elements, tag: int) -> Any:
-    """The element, if it is there. One of a type that DICOM does not have is damage, whatever its value looks like."""
-    element = elements.get(tag)
-    if element is not None and element.VR is not None and str(element.VR) not in _VRS:
-        raise ValueError("an element of an unknown type")
-    return element
+def _has_fragments(file: Any, frames: int, size: int) -> bool:
+    """Whether all fragments of compressed pixels (PS3.5 A.4) are there, one for each frame at least.
+
+    Decoders take what stands in a fragment's place for it, the delimiter behind it too. A delimiter that is missing
+    at the end of the file is none of the damage: some writers leave it out.
+    """
+    found = -1  # the first is a table
+    while head := file.read(8):
+        if head[:4] == _DELIMITER:
+            break
+        if len(head) < 8 or head[:4] != _ITEM:
+            return False
+        (length,) = struct.unpack("<I", head[4:])
+        if file.tell() + length > size:
+            return False
+        file.seek(length, 1)
+        found += 1
+    return found >= frames
 
 
 def _text(elements: Elements, tag: int) -> str:
-    element = _element(elements, tag)
+    """The value as text. An element of a type that is no text, or no type at all, is damage, whatever it looks like."""
+    element = elements.get(tag)
+    if element is not None and element.VR is not None and element.VR not in _TEXT_VRS:
+        raise ValueError("an element of an unexpected type")
     value = None if element is None else element.value
     if isinstance(value, bytes):
         return value.decode("latin-1").strip(" \0")
@@ -253,13 +272,15 @@ def _texts(elements: Elements, tag: int) -> list[str]:
 
 def _comparable(elements: Elements, tag: int, usual_vr: str = "") -> str:
     """The value as text. ``usual_vr`` is the type where the file does not say one, as for private elements."""
-    element = _element(elements, tag)
-    if element is None or not isinstance(element.value, bytes):
-        return _text(elements, tag)
+    element = elements.get(tag)
+    if element is None:
+        return ""
     vr = usual_vr or _SLICE_VRS.get(tag, "") if element.VR in (None, "UN") else str(element.VR)
     kind = _BINARY_VRS.get(vr)
     if kind is None:
-        return _text(elements, tag)
+        return _text(elements, tag) if vr in (*_TEXT_VRS, "") else ""
+    if not isinstance(element.value, bytes):
+        return str(element.value)
     order, count = "<" if element.is_little_endian else ">", len(element.value) // struct.calcsize(kind)
     return "\\".join(f"{number:g}" for number in struct.unpack_from(f"{order}{count}{kind}", element.value))
 

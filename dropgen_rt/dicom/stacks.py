@@ -1,6 +1,7 @@
 """Headers grouped into series, and series into stacks: slices of one size, orientation and kind, one per place."""
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ SPLIT_KEYS = (
     "content time",
     *(f"dimension {number}" for number in range(1, 10)),
 )  # fmt: skip
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 #: Keys whose values are not for showing: a time is a date's half.
 _UNSHOWN = ("acquisition time", "content time", "frame time", "diffusion direction", "image kind")
@@ -66,8 +69,11 @@ class Stack:
 
     @property
     def name(self) -> str:
-        """What ``--series`` takes: the UID, and the stack's number where the series has several."""
-        uid = self.series or "none"
+        """What ``--series`` takes: the UID, and the stack's number where the series has several.
+
+        Text that is no UID could be anything, a name too, and is not repeated.
+        """
+        uid = self.series if is_uid(self.series) else "invalid" if self.series else "none"
         return f"{uid}:{self.index}" if self.index else uid
 
 
@@ -100,6 +106,11 @@ def stacks_of(headers: Iterable[Header]) -> list[Stack]:
             for index, (slices, distinct) in enumerate(parts, 1)
         ]
     return found
+
+
+def is_uid(text: str) -> bool:
+    """Whether this is a unique identifier (PS3.5 9.1): digits and dots, 64 at most."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def is_localiser(header: Header) -> bool:

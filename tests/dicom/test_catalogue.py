@@ -88,15 +88,34 @@ def test_truncated_pixels(tmp_path: Path) -> None:
     assert "file 4 of 6 in name order: truncated: 140 of 240 bytes of pixels" in refused(folder)
 
 
-def test_compressed_pixels_that_cannot_be_decoded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [(400, "truncated: its compressed pixels are not complete"), (None, "its pixels cannot be decoded (RLE Lossless)")],
+)
+def test_compressed_pixels_that_cannot_be_decoded(tmp_path: Path, cut: int | None, words: str) -> None:
     for number, place in enumerate(positions(6)):
         dataset = one(voxels((6, 40, 40))[number], number, place)
         dataset = pydicom.dcmread(save(dataset, tmp_path / str(number)))
         dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
         dataset.save_as(tmp_path / str(number))
     damaged = tmp_path / "3"
-    damaged.write_bytes(damaged.read_bytes()[:-400])
-    assert "file 4 of 6 in name order: its pixels cannot be decoded (RLE Lossless)" in refused(tmp_path)
+    content = damaged.read_bytes()
+    start = content.index(b"\x02\x00\x00\x00\x40\x00\x00\x00")  # two segments, the first at 64
+    damaged.write_bytes(content[:-cut] if cut else content[: start + 64] + bytes(400) + content[start + 464 :])
+    assert f"file 4 of 6 in name order: {words}" in refused(tmp_path)
+
+
+def test_a_fragment_longer_than_what_is_there(tmp_path: Path) -> None:
+    """What stands behind it, and the delimiter, would be unpacked as pixels: other ones, but as many."""
+    for number, place in enumerate(positions(6)):
+        dataset = pydicom.dcmread(save(one(voxels()[number], number, place), tmp_path / str(number)))
+        dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        dataset.save_as(tmp_path / str(number))
+    content = (tmp_path / "3").read_bytes()
+    (tmp_path / "3").write_bytes(content[:-60] + content[-8:])
+    assert "file 4 of 6 in name order: truncated: its compressed pixels are not complete" in refused(tmp_path)
+    (tmp_path / "3").write_bytes(content[:-8])  # only the delimiter is missing
+    assert np.array_equal(read_dicom(tmp_path).volume.array[0], voxels())
 
 
 def test_a_transfer_syntax_without_decoder(tmp_path: Path) -> None:
