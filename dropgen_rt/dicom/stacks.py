@@ -1,7 +1,9 @@
 """Headers grouped into series, and series into stacks: slices of one size, orientation and kind, one per place."""
 
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,18 +149,21 @@ def _parallel(one: Slice, other: Slice) -> bool:
 
 def _apart(group: list[Slice]) -> list[tuple[list[Slice], str]]:
     """The group split so that no stack has two slices in one place, if anything in the headers tells them apart."""
-    repeats = _most_in_one_place(group)
+    places = [_place(plane, index) for index, plane in enumerate(group)]
+    repeats = max(Counter(places).values())
     if repeats < 2:
         return [(group, "")]
     # Splitting into many small heaps explains nothing: a clock reading is different in every slice.
     most = 2 * repeats
-    varying = [name for name in SPLIT_KEYS if 1 < len({plane.keys.get(name, "") for plane in group}) <= most]
+    values = {name: [plane.keys.get(name, "") for plane in group] for name in SPLIT_KEYS}
+    varying = [name for name in SPLIT_KEYS if 1 < len(set(values[name])) <= most]
     for count in (1, 2, 3):
         for names in itertools.combinations(varying, count):
-            parts: dict[tuple[str, ...], list[Slice]] = {}
-            for plane in group:
-                parts.setdefault(tuple(plane.keys.get(name, "") for name in names), []).append(plane)
-            if len(parts) <= most and all(_most_in_one_place(part) == 1 for part in parts.values()):
+            keys = list(zip(*(values[name] for name in names), strict=True))
+            if len(set(keys)) <= most and len(set(zip(keys, places, strict=True))) == len(group):
+                parts: dict[tuple[str, ...], list[Slice]] = {}
+                for key, plane in zip(keys, group, strict=True):
+                    parts.setdefault(key, []).append(plane)
                 return [
                     (part, _shown(names, key, number, len(parts)))
                     for number, (key, part) in enumerate(parts.items(), 1)
@@ -166,14 +171,12 @@ def _apart(group: list[Slice]) -> list[tuple[list[Slice], str]]:
     return [(group, "")]
 
 
-def _most_in_one_place(group: list[Slice]) -> int:
-    places: dict[tuple[int, ...], int] = {}
-    for plane in group:
-        if plane.plane.position is None or not np.isfinite(plane.plane.position).all():
-            continue
-        place = tuple(round(value / SAME_PLACE_MM) for value in plane.plane.position)
-        places[place] = places.get(place, 0) + 1
-    return max(places.values(), default=1)
+def _place(plane: Slice, index: int) -> tuple[int, ...]:
+    """Equal for slices in one place; those without a position are all apart."""
+    position = plane.plane.position
+    if position is None or not all(map(math.isfinite, position)):
+        return (index,)
+    return (0, *(round(value / SAME_PLACE_MM) for value in position))
 
 
 def _shown(names: tuple[str, ...], key: tuple[str, ...], number: int, parts: int) -> str:
