@@ -176,6 +176,40 @@ def test_enhanced_sources_keep_their_frame_numbers(tmp_path: Path, kind: str) ->
     assert np.array_equal(read, labels)
 
 
+@pytest.mark.parametrize("kinds", [("dicom-seg", "dicom-sr", "dicom-sc"), ("dicom-labelmap",)])
+@pytest.mark.parametrize("per_file", [1, 2])
+def test_enhanced_sources_in_several_files(tmp_path: Path, kinds: tuple[str, ...], per_file: int) -> None:
+    """As some archives cut them up: each frame is referred to in its own file, and all files are listed."""
+    array = np.random.default_rng(1).integers(0, 900, (COUNT, ROWS, COLUMNS)).astype(np.int16)
+    for first in range(0, COUNT, per_file):
+        dataset = enhanced(array[first : first + per_file])
+        dataset.SOPInstanceUID = uid("cut", first)
+        for group, place in zip(dataset.PerFrameFunctionalGroupsSequence, positions(COUNT)[first:], strict=False):
+            group.PlanePositionSequence[0].ImagePositionPatient = place.tolist()
+        save(dataset, tmp_path / "in" / f"{first * 5 % 7}")
+    scan = read_dicom(tmp_path / "in")
+    assert np.array_equal(scan.volume.array[0], array)
+    labels = blobs()
+    files = written(scan, labels, tmp_path / "out", *kinds)
+    seg = pydicom.dcmread(files[kinds[0]])
+    for group, frame in zip(seg.PerFrameFunctionalGroupsSequence, seg.pixel_array, strict=True):
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        first = next(first for first in range(COUNT) if uid("cut", first) == source.ReferencedSOPInstanceUID)
+        truth = labels[first + source.ReferencedFrameNumber - 1]
+        if kinds[0] == "dicom-seg":
+            assert np.array_equal(frame > 0, truth == group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        else:
+            assert np.array_equal(frame, truth)
+    everything = {uid("cut", first) for first in range(0, COUNT, per_file)}
+    listed = [item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence]
+    assert len(listed) == len(everything) and set(listed) == everything
+    if "dicom-sr" in files:
+        evidence = pydicom.dcmread(files["dicom-sr"]).CurrentRequestedProcedureEvidenceSequence[0]
+        named = {item.ReferencedSOPInstanceUID for series in evidence.ReferencedSeriesSequence
+                 for item in series.ReferencedSOPSequence}  # fmt: skip
+        assert everything <= named
+
+
 def test_a_label_map(tmp_path: Path) -> None:
     scan = source(tmp_path / "in")
     path = written(scan, blobs(), tmp_path / "out", "dicom-labelmap")["dicom-labelmap"]
