@@ -13,7 +13,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, MediaStorageDirectoryStorage
 from dropgen_rt.dicom.files import FileSet, find_files
 from dropgen_rt.dicom.gate import Grid, Refused, gate
 from dropgen_rt.dicom.guard import GuardError, Limits, in_parallel
-from dropgen_rt.dicom.headers import read_header
+from dropgen_rt.dicom.headers import ENCAPSULATED, read_header
 from dropgen_rt.dicom.pixels import NATIVE, undecodable
 from dropgen_rt.dicom.stacks import Header, Slice, Stack, is_localiser, is_uid, stacks_of
 from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError
@@ -244,7 +244,7 @@ def _check_stack(files: FileSet, stack: Stack) -> None:
         given = ""
         if header.syntax in NATIVE and 0 <= length < needed:
             given = f"truncated: {length} of {needed} bytes of pixels"
-        elif not header.whole:
+        elif header.syntax not in NATIVE and (length != ENCAPSULATED or not header.whole):
             given = "truncated: its compressed pixels are not complete"
         if given:
             accepted, step = "complete, undamaged images", "export the whole series again"

@@ -114,6 +114,9 @@ def test_a_fragment_longer_than_what_is_there(tmp_path: Path) -> None:
     content = (tmp_path / "3").read_bytes()
     (tmp_path / "3").write_bytes(content[:-60] + content[-8:])
     assert "file 4 of 6 in name order: truncated: its compressed pixels are not complete" in refused(tmp_path)
+    given_length = content.replace(b"OB\0\0\xff\xff\xff\xff", b"OB\0\0\xff\xff\x3e\xff")
+    (tmp_path / "3").write_bytes(given_length)
+    assert "truncated: its compressed pixels are not complete" in refused(tmp_path)
     (tmp_path / "3").write_bytes(content[:-8])  # only the delimiter is missing
     assert np.array_equal(read_dicom(tmp_path).volume.array[0], voxels())
 
