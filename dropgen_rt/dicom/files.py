@@ -20,7 +20,10 @@ MAX_UNPACKED_BYTES = 2**33
 PREAMBLE_BYTES = 128
 MARK = b"DICM"
 
-#: Value types of the elements that a data set begins with, and the most bytes that such an element holds.
+#: Elements that a data set may begin with in group 8: lengths, character set, image type, dates, identifiers.
+_FIRST_ELEMENTS = (0x00, 0x01, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)
+
+#: Value types of such elements, and the most bytes that one holds.
 _FIRST_VRS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO")
 _FIRST_BYTES = 256
 _ACCEPTED = "a folder, file or ZIP archive of one DICOM study"
@@ -61,6 +64,8 @@ def _is_bare(head: bytes) -> bool:
         long = vr == b"OB"  # the version of a meta header
         length = short if vr in _FIRST_VRS else struct.unpack_from("<I", head, place + (8 if long else 4))[0]
         tags.append((group, element))
+        if place == 0 and not ((group, element, vr) == (2, 0, b"UL") or (group == 8 and element in _FIRST_ELEMENTS)):
+            return False
         if group not in (2, 8) or length > _FIRST_BYTES or length % 2:
             return False
         place += (12 if long else 8) + length

@@ -242,7 +242,14 @@ def test_bare_files_take_a_segmentation(tmp_path: Path, change: Callable[[Path],
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x08\x00\x05\x00CS", bytes(200), b"\x08\x00" * 100, b"\x02\x00\x00\x00UL\x04\x00"]
+    "content",
+    [
+        b"\x08\x00\x05\x00CS",
+        bytes(200),
+        b"\x08\x00" * 100,
+        b"\x02\x00\x00\x00UL\x04\x00",
+        np.array([2, 4, 2, 8, 2, 2], "<i4").tobytes(),
+    ],
 )
 def test_other_files_are_not_taken_for_bare_ones(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
