@@ -1,6 +1,7 @@
 """Lines that say what a path holds: the table of ``dropgen-rt inspect``. No voxel of DICOM is read for it."""
 
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from dropgen_rt.dicom.files import is_dicom
@@ -32,6 +33,8 @@ def inspect_path(path: Path, series: str | None, model: str | None) -> Iterator[
             raise UsageError(f"{path}: --series names a series of a DICOM folder, file or ZIP archive; leave it out")
         else:
             last = yield from _file(scan)
+    if path.is_dir() and paths != [path]:
+        yield from _passed_over(path, paths)
     if last is not None:
         yield last
 
@@ -59,6 +62,18 @@ def _file(path: Path) -> Lines:
     yield _ROW.format(mark="*", kind=kind, size=_size(geometry), spacing=_spacing(geometry), verdict=verdict)
     yield from (f"    warning: {warning}" for warning in scan.warnings)
     return None
+
+
+def _passed_over(folder: Path, scans: Sequence[Path]) -> Iterator[str]:
+    """What a folder of scans holds besides."""
+    reasons = Counter(
+        "a folder, which is not searched for scans" if entry.is_dir()
+        else "a label map, by its name" if scan_suffix(entry) and not entry.name.startswith(".")
+        else "not a scan"
+        for entry in folder.iterdir()
+        if entry not in scans
+    )  # fmt: skip
+    yield from (f"left out: {count} x {reason}" for reason, count in sorted(reasons.items()))
 
 
 def _dicom(path: Path, series: str | None, rule: SourceRule) -> Lines:

@@ -198,7 +198,9 @@ def _scans_in(folder: Path) -> list[Path]:
         return [folder]
     if not scans:
         accepted = "DICOM, or scans ending in " + ", ".join(SCAN_SUFFIXES)
-        raise refusal(MissingInputError, folder, "a folder without scans", accepted, "check the path")
+        packed = any(entry.suffix.lower() == ".zip" for entry in folder.iterdir())
+        step = "name the ZIP archive in it" if packed else "check the path"
+        raise refusal(MissingInputError, folder, "a folder without scans", accepted, step)
     return scans
 
 

@@ -57,6 +57,16 @@ def setting(only: int | None = None, **values: object) -> Edit:
     return edit
 
 
+def element_of_type(tag: int, vr: str) -> Edit:
+    """An edit that gives an element another type, and two numbers of it."""
+
+    def edit(dataset: Dataset, number: int) -> None:
+        del dataset[tag]
+        dataset.add_new(tag, vr, [2, 3])
+
+    return edit
+
+
 def without(name: str) -> Edit:
     return lambda dataset, number: delattr(dataset, name)
 
@@ -117,8 +127,9 @@ def two_series(folder: str) -> Files:
     return {**series(f"{folder}/a"), **series(f"{folder}/b", lambda d, k: rename_series(d, k))}
 
 
-def rename_series(dataset: Dataset, number: int) -> None:
-    dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uid("other series"), uid("other series", number)
+def rename_series(dataset: Dataset, number: int, name: str = "") -> None:
+    dataset.SeriesInstanceUID = name or uid("other series")
+    dataset.SOPInstanceUID = uid("other series", number)
 
 
 def two_images(folder: str) -> Files:
@@ -129,6 +140,13 @@ def two_images(folder: str) -> Files:
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         files[f"{folder}/{number}.dcm"] = content(dataset)
     return files
+
+
+def lookup_table(dataset: Dataset, number: int) -> None:
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType, table.LUTData = [256, 0, 16], "US", bytes(512)
+    dataset.ModalityLUTSequence = [table]
 
 
 def as_mpeg(dataset: Dataset, number: int) -> None:
@@ -162,6 +180,9 @@ UNREADABLE: Rows = [
     # 0 in its place
     ("intercept", lambda: changed("intercept", lambda d: d.replace(b"\x52\x10DS\2\0000 ", b"\x52\x10DS\2\000a ")),
      "damaged DICOM files"),
+    # pydicom has no value for it, others take it as text
+    ("place_type", lambda: changed("place_type", lambda d: d.replace(b"\x20\0\x32\0DS", b"\x20\0\x32\0XX")),
+     "damaged DICOM files"),
     ("rows_type", lambda: changed("rows_type", lambda d: d.replace(b"\x28\0\x10\0US", b"\x28\0\x10\0UI")),
      "damaged DICOM files"),
     ("cut_header", lambda: changed("cut_header", lambda d: d[:600]), "a file of this series without pixels"),
@@ -193,6 +214,10 @@ NO_SERIES: Rows = [
     ("same_uid", lambda: twice("same_uid", SOPInstanceUID=uid("series", 2)), "two different files with one SOP"),
     ("uid_path", lambda: series("uid_path", setting(SeriesInstanceUID="../../../etc/x")), "(UID) that is none"),
     ("uid_long", lambda: series("uid_long", setting(SeriesInstanceUID="1." + "2" * 70)), "(UID) that is none"),
+    # a name in the place of a UID, which a list of the series would repeat
+    ("uid_name", lambda: {**series("uid_name/a", setting(SeriesInstanceUID="CANARY^BIRD")),
+                          **series("uid_name/b", lambda d, k: rename_series(d, k, "CANARY\x10"))},
+     "2 possible stacks: invalid (CT HEAD 12 x 10 x 6), invalid (CT HEAD 12 x 10 x 6)"),
     # a volume of one of the colours, or of vectors
     ("rgb", lambda: series("rgb", setting(SamplesPerPixel=3, PhotometricInterpretation="RGB")), "RGB images"),
     ("palette", lambda: series("palette", setting(PhotometricInterpretation="PALETTE COLOR")), "PALETTE COLOR images"),
@@ -201,9 +226,13 @@ NO_SERIES: Rows = [
     ("frames", lambda: series("frames", setting(NumberOfFrames=3)), "multi-frame image without functional groups"),
     ("capture", lambda: series("capture", setting(SOPClassUID="1.2.840.10008.5.1.4.1.1.7")), "Secondary Capture"),
     ("no_pixels", lambda: series("no_pixels", without("PixelData")), "6 x an image without pixels"),
+    # four spacings of shorts, the text's bytes
+    ("spacing_type", lambda: series("spacing_type", element_of_type(0x00280030, "US")), "6 x a damaged DICOM file"),
     ("bits", lambda: series("bits", setting(BitsAllocated=12)), "16 bits stored in 12"),
     ("stored", lambda: series("stored", setting(BitsStored=0)), "0 bits stored in 16, high bit 15"),
     ("many_bits", lambda: series("many_bits", setting(BitsStored=40, HighBit=39)), "40 bits stored in 16"),
+    # stored values, as if there were no table
+    ("table", lambda: series("table", lookup_table), "values behind a modality lookup table"),
     ("high_bit", lambda: series("high_bit", setting(BitsStored=12, HighBit=15)), "12 bits stored in 16, high bit 15"),
     # taken as unsigned
     ("no_sign", lambda: series("no_sign", without("PixelRepresentation")), "no pixel representation"),

@@ -28,6 +28,9 @@ FLAGS = (
     "--remote-debugging-port=0",
 )  # fmt: skip
 
+#: What makes of it a browser without WebGL, as on machines whose graphics driver is blocked.
+NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
+
 #: Longest wait for the browser to start, or for a page to be as asked, in seconds: software rendering is slow.
 PATIENCE_S = 240
 
@@ -96,12 +99,14 @@ class Page:
 
 
 @contextmanager
-def open_page(path: Path, profile: Path, size: tuple[int, int] = (1600, 1000)) -> Iterator[Page]:
-    """The page of a file, in a browser of its own with an empty profile folder."""
+def open_page(
+    path: Path, profile: Path, size: tuple[int, int] = (1600, 1000), flags: tuple[str, ...] = ()
+) -> Iterator[Page]:
+    """The page of a file, in a browser of its own with an empty profile folder; ``flags`` come after FLAGS."""
     program = shutil.which("chromium")
     assert program, "this test looks at a page in a browser; install it with: apt-get install chromium"
     with subprocess.Popen(
-        [program, *FLAGS, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={profile}", "about:blank"],
+        [program, *FLAGS, *flags, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={profile}", "about:blank"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         try:

@@ -23,7 +23,13 @@ from bad_series import Files, content, series
 from dicom_series import SLICES, enhanced, voxels
 from mutations import MEMORY_BYTES, ODD_NUMBERS, ODD_SHORTS, PLACE_EDGES, damaged_bytes, examine
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from dropgen_rt.volume import Scan
 
@@ -163,7 +169,12 @@ def by_pydicom(path: Path) -> Dataset:
         return PIXELS in seen[:-1]
 
     with path.open("rb") as file:
-        return pydicom.filereader.read_partial(file, stop_when=behind)
+        dataset = pydicom.filereader.read_partial(file, stop_when=behind, force=True)
+    if not dataset.file_meta:  # it has found out how the rest is written, and will not decode without being told
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def plane_differs(scan: Scan, k: int, dataset: Dataset, stored: np.ndarray, frame: int) -> str:

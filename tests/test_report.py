@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from browser import Page, open_page
+from browser import NO_WEBGL, Page, open_page
 from click.testing import CliRunner
 
 from dropgen_rt import report, report_volumes
@@ -239,6 +239,34 @@ def test_the_browser_would_notice(written: Path, tmp_path: Path) -> None:
     with open_page(bad, tmp_path / "profile", SMALL) as opened:
         assert "http://127.0.0.1:9/a.png" in opened.requests
         assert any("nothing is not defined" in error for error in opened.errors)
+
+
+def test_a_browser_without_webgl_says_so_and_shows_the_rest(written: Path, tmp_path: Path) -> None:
+    with open_page(written, tmp_path / "profile", SMALL, NO_WEBGL) as opened:
+        assert opened.evaluate("document.createElement('canvas').getContext('webgl2')") is None
+        opened.wait_for("document.body.dataset.state !== 'static'")
+        assert opened.evaluate("document.body.dataset.state") == "no-webgl"
+        assert opened.evaluate("document.getElementById('message').innerText") == (
+            "This browser has no WebGL 2, so that the viewer cannot run. The picture is below."
+        )
+        assert not visible(opened, "#tools") and not visible(opened, ".help") and not visible(opened, "#readout")
+        assert visible(opened, "#message") and visible(opened, ".picture img") and visible(opened, "#structures")
+        assert not visible(opened, "#structures input")
+        assert len(np.unique(opened.screenshot(".picture img"))) > 50
+        assert opened.errors == []
+
+
+def test_a_browser_without_scripts_says_so(written: Path, tmp_path: Path) -> None:
+    with open_page(written, tmp_path / "profile", SMALL) as opened:
+        opened.send("Emulation.setScriptExecutionDisabled", value=True)
+        opened.send("Page.reload")
+        opened.wait_for("document.querySelector('noscript p') !== null")
+        assert "Scripts are switched off" in opened.evaluate("document.querySelector('noscript p').innerText")
+        assert visible(opened, "noscript p") and visible(opened, ".picture img") and not visible(opened, ".canvas")
+
+
+def visible(page: Page, selector: str) -> bool:
+    return bool(page.evaluate(f"document.querySelector({selector!r}).checkVisibility()"))
 
 
 def test_the_tables_say_what_the_record_says(written: Path) -> None:

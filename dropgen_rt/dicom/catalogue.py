@@ -2,21 +2,20 @@
 
 import hashlib
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pydicom
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRBigEndian, MediaStorageDirectoryStorage
 
 from dropgen_rt.dicom.files import FileSet, find_files
 from dropgen_rt.dicom.gate import Grid, Refused, gate
 from dropgen_rt.dicom.guard import GuardError, Limits, in_parallel
-from dropgen_rt.dicom.headers import read_header
+from dropgen_rt.dicom.headers import ENCAPSULATED, read_header
 from dropgen_rt.dicom.pixels import NATIVE, undecodable
-from dropgen_rt.dicom.stacks import Header, Slice, Stack, is_localiser, stacks_of
+from dropgen_rt.dicom.stacks import Header, Slice, Stack, is_localiser, is_uid, stacks_of
 from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError
 from dropgen_rt.scan_header import refusal
 
@@ -34,9 +33,12 @@ IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.4.1": "enhanced MR", "1.2.840.10008.5.1.4.1.1.4.4": "converted MR",
     "1.2.840.10008.5.1.4.1.1.128": "PET", "1.2.840.10008.5.1.4.1.1.130": "enhanced PET",
     "1.2.840.10008.5.1.4.1.1.128.1": "converted PET", "1.2.840.10008.5.1.4.1.1.13.1.1": "X-ray 3D",
+    "1.2.840.10008.5.1.4.1.1.13.1.2": "X-ray 3D craniofacial",
 }  # fmt: skip
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+#: What a DICOMDIR, the index of a disk, is left out as: a folder is searched without it.
+INDEX = "an index (DICOMDIR)"
+
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -110,8 +112,10 @@ def _headers(files: FileSet) -> list[Header]:
 def _kind_of_object(header: Header) -> str:
     if header.sop_class in IMAGE_CLASSES:
         return "an image without pixels"
+    if header.sop_class == MediaStorageDirectoryStorage:
+        return INDEX
     name = UID(header.sop_class).name if header.sop_class in pydicom.uid.UID_dictionary else "an unknown object"
-    return f"{name}, which holds no slices of a volume"
+    return f"{name}, which is not read"
 
 
 def _without_copies(files: FileSet, images: Sequence[Header]) -> tuple[list[Header], int, set[str]]:
@@ -179,7 +183,7 @@ def _check_series(stack: Stack, clashes: set[str], bare: set[str], members: Sequ
     if len(frames) > 1:
         raise Refused(f"one stack with {len(frames)} frames of reference", "one", again)
     uids = [stack.series, *(plane.header.sop for plane in stack.slices), stack.header.study, *frames]
-    if any(uid and (len(uid) > 64 or not _UID.fullmatch(uid)) for uid in uids):
+    if any(uid and not is_uid(uid) for uid in uids):
         given, accepted = "a unique identifier (UID) that is none", "digits and dots, 64 at most"
         raise Refused(given, accepted, "export the series again", UnsuitableInputError)
     if stack.series in clashes:
@@ -193,7 +197,7 @@ def _check_series(stack: Stack, clashes: set[str], bare: set[str], members: Sequ
 def _pixel_kind(header: Header) -> tuple[object, ...]:
     """All that ``_check_kind`` looks at: slices of one stack may differ in it."""
     names = ("samples", "photometric", "burned_in", "image_type", "frames", "enhanced", "bits_allocated",
-             "bits_stored", "high_bit", "signed", "syntax", "rows", "columns")  # fmt: skip
+             "bits_stored", "high_bit", "signed", "syntax", "rows", "columns", "modality_lut", "pixel_vr")  # fmt: skip
     return tuple(str(getattr(header, name)) for name in names)
 
 
@@ -221,8 +225,12 @@ def _check_kind(header: Header) -> None:
     if header.signed not in (0, 1):  # the sign of every value hangs on it
         given = "no pixel representation" if header.signed is None else f"pixel representation {header.signed}"
         refuse(given, "0 (unsigned) or 1 (signed)", "export the series again")
-    if compressed := undecodable(header.syntax):
-        accepted = "uncompressed, JPEG, JPEG-LS, JPEG 2000, RLE"
+    if header.modality_lut:
+        refuse("values behind a modality lookup table", "a rescale slope and intercept, or neither", original)
+    if header.syntax == ExplicitVRBigEndian and header.pixel_vr != "OW" and stored > 8:
+        refuse(f"big endian pixels of type {header.pixel_vr}", "words (OW)", "export the series again")
+    if compressed := undecodable(header.syntax, stored):
+        accepted = "uncompressed, deflated, RLE, JPEG lossless, JPEG of 8 bits, JPEG-LS, JPEG 2000, HTJ2K"
         refuse(f"pixels stored as {compressed}", accepted, "export the series uncompressed")
     if not header.rows or not header.columns:
         refuse("images without a size", "rows and columns from 1 up", "export the series again")
@@ -233,10 +241,14 @@ def _check_stack(files: FileSet, stack: Stack) -> None:
         needed = header.frames * header.rows * header.columns * header.bits_allocated // 8
         _, length, declared = header.pixels
         needed = max(needed, declared - 1)  # the last byte may be padding that was not written
+        given = ""
         if header.syntax in NATIVE and 0 <= length < needed:
-            given = f"{where(files, header.file)}: truncated: {length} of {needed} bytes of pixels"
+            given = f"truncated: {length} of {needed} bytes of pixels"
+        elif header.syntax not in NATIVE and (length != ENCAPSULATED or not header.whole):
+            given = "truncated: its compressed pixels are not complete"
+        if given:
             accepted, step = "complete, undamaged images", "export the whole series again"
-            raise Refused(given, accepted, step, UnreadableInputError)
+            raise Refused(f"{where(files, header.file)}: {given}", accepted, step, UnreadableInputError)
     scaled = sum(plane.slope is not None for plane in stack.slices)
     if 0 < scaled < len(stack.slices):
         given = f"a rescale slope in {scaled} of {len(stack.slices)} slices"

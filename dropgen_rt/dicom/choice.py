@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dropgen_rt.dicom.catalogue import Candidate, Catalogue, where
+from dropgen_rt.dicom.catalogue import INDEX, Candidate, Catalogue, where
 from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError
 from dropgen_rt.manifest import SourceRule
 from dropgen_rt.scan_header import refusal
@@ -19,7 +19,9 @@ def choose(found: Catalogue, rule: SourceRule, series: str | None = None) -> Can
         return _usable(found, named)
     if not found.candidates:
         given = "no image series" + (f" ({'; '.join(left_out(found))})" if found.left_out else "")
-        raise refusal(UnsuitableInputError, source, given, "CT, MR or PET images", "export the images")
+        index = any(reason == INDEX for reason, _ in found.left_out)
+        step = "name the folder that the DICOMDIR lies in" if index else "export the images"
+        raise refusal(UnsuitableInputError, source, given, "CT, MR or PET images", step)
     fitting = [item for item in found.candidates if fits(item, rule)]
     volumes = [item for item in fitting if not item.planning] or fitting
     if len(volumes) > 1 and volumes[0].planning:

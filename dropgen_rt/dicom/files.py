@@ -2,12 +2,13 @@
 
 import os
 import stat
+import struct
 import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dropgen_rt.errors import MissingInputError, ResourceError, UnreadableInputError, UnsuitableInputError
+from dropgen_rt.errors import InputError, MissingInputError, ResourceError, UnreadableInputError, UnsuitableInputError
 from dropgen_rt.scan_header import refusal
 
 #: More files than any study has; a folder with more is not one study.
@@ -18,12 +19,19 @@ MAX_UNPACKED_BYTES = 2**33
 
 PREAMBLE_BYTES = 128
 MARK = b"DICM"
+
+#: Elements that a data set may begin with in group 8: lengths, character set, image type, dates, identifiers.
+_FIRST_ELEMENTS = (0x00, 0x01, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)
+
+#: Value types of such elements, and the most bytes that one holds.
+_FIRST_VRS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO")
+_FIRST_BYTES = 256
 _ACCEPTED = "a folder, file or ZIP archive of one DICOM study"
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """``files`` carry the DICOM mark, in name order; ``others`` counts those that do not.
+    """``files`` begin as DICOM files do, in name order; ``others`` counts those that do not.
 
     ``temporary`` is the folder that a ZIP archive was unpacked into; it goes when this object does.
     """
@@ -35,14 +43,33 @@ class FileSet:
 
 
 def has_mark(path: Path) -> bool:
-    """Whether a regular file begins as DICOM files do: 128 bytes of preamble, then ``DICM``."""
+    """Whether a regular file begins as DICOM files do: 128 bytes of preamble, then ``DICM``; or without these."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False
         with path.open("rb") as file:
-            return file.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == MARK
+            head = file.read(PREAMBLE_BYTES + len(MARK) + _FIRST_BYTES)
     except OSError:
         return False
+    return head[PREAMBLE_BYTES:].startswith(MARK) or _is_bare(head)
+
+
+def _is_bare(head: bytes) -> bool:
+    """Whether the preamble was left out, as old archives do: two small elements of group 2 or 8 in their order."""
+    place, tags = 0, []
+    for _ in range(2):
+        if len(head) < place + 12:
+            return False
+        group, element, vr, short = struct.unpack_from("<HH2sH", head, place)
+        long = vr == b"OB"  # the version of a meta header
+        length = short if vr in _FIRST_VRS else struct.unpack_from("<I", head, place + (8 if long else 4))[0]
+        tags.append((group, element))
+        if place == 0 and not ((group, element, vr) == (2, 0, b"UL") or (group == 8 and element in _FIRST_ELEMENTS)):
+            return False
+        if group not in (2, 8) or length > _FIRST_BYTES or length % 2:
+            return False
+        place += (12 if long else 8) + length
+    return tags[0] < tags[1]
 
 
 def is_dicom(path: Path) -> bool:
@@ -68,9 +95,19 @@ def find_files(path: Path) -> FileSet:
     else:
         found = _marked(path, [path], None)
     if not found.files:
-        given = f"no DICOM files ({found.others} others)" if path.is_dir() else "not a DICOM file"
-        raise refusal(UnreadableInputError, path, given, _ACCEPTED, "export it again")
+        raise _nothing(found)
     return found
+
+
+def _nothing(found: FileSet) -> InputError:
+    """The refusal of a path without DICOM files; archives within are not opened, however deep they lie."""
+    folder = Path(found.temporary.name) if found.temporary else found.source
+    archives = sum(zipfile.is_zipfile(path) for path in _walk(folder)) if folder.is_dir() else 0
+    given = f"no DICOM files ({found.others} others)" if found.source.is_dir() else "not a DICOM file"
+    if archives:
+        given = f"no DICOM files but ZIP archives within ({archives})"
+    step = "unpack them" if archives else "export it again"
+    return refusal(UnreadableInputError, found.source, given, _ACCEPTED, step)
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ Identifiers are digests of what went in and what came out, so the same job write
 recognises them; dates are the source's, for a clock would make every run another one.
 """
 
+import copy
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ _TYPE_2 = (
 
 @dataclass(frozen=True)
 class WritingJob:
-    """``labels`` (slices, rows, columns) on the source slices, ``sources`` one data set per file in slice order."""
+    """``labels`` (slices, rows, columns) on the source slices, ``sources`` one data set per file in slice order; of
+    multi-frame files one that stands for all."""
 
     scan: DicomScan
     labels: np.ndarray
@@ -73,8 +75,7 @@ class WritingJob:
         """Replace what highdicom takes from the clock or draws at random, and the numbers of frames, below all
         sequences; to be called once."""
         date, time = self._moment()
-        slices = self.scan.slices
-        frames = [plane.frame + 1 for plane in slices] if slices[0].header.enhanced else None
+        slices = self.scan.slices if self.scan.slices[0].header.enhanced else ()
         made: dict[str, str] = {}
         settled: set[int] = set()  # highdicom lets several sequences hold the same item
         for part in _parts(dataset):
@@ -92,8 +93,22 @@ class WritingJob:
                 part.DimensionOrganizationUID = made.setdefault(earlier, self.uid("dimension", len(made)))
             if "ObservationDateTime" in part:
                 part.ObservationDateTime = date + time
-            if frames is not None and "ReferencedFrameNumber" in part:
-                part.ReferencedFrameNumber = frames[int(part.ReferencedFrameNumber) - 1]
+            if slices and "ReferencedFrameNumber" in part:
+                plane = slices[int(part.ReferencedFrameNumber) - 1]
+                part.ReferencedSOPInstanceUID, part.ReferencedFrameNumber = plane.header.sop, plane.frame + 1
+            for keyword in ("ReferencedInstanceSequence", "ReferencedSOPSequence"):
+                if slices and keyword in part:
+                    setattr(part, keyword, self._with_all_files(part[keyword].value))
+
+    def _with_all_files(self, items: DicomSequence) -> DicomSequence:
+        """References to the first multi-frame file, which stands for all, as references to each of them."""
+        uids = list(dict.fromkeys(plane.header.sop for plane in self.scan.slices))
+        found = []
+        for item in items:
+            for uid in uids if item.ReferencedSOPInstanceUID == self.sources[0].SOPInstanceUID else [None]:
+                found.append(copy.deepcopy(item))
+                found[-1].ReferencedSOPInstanceUID = uid or item.ReferencedSOPInstanceUID
+        return DicomSequence(found)
 
     def _moment(self) -> tuple[str, str]:
         source = self.sources[0]
@@ -106,11 +121,11 @@ def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
     """The source data sets in slice order, without pixels; the guarded child has parsed the same bytes before.
 
     Made fit for reference: type 2 attributes that an anonymiser removed are there, empty; orientation and slice
-    thickness are stated once for all; of a multi-frame image only the frames that were used remain, in slice
-    order (``segmentation`` puts their true numbers back).
+    thickness are stated once for all. Of multi-frame images one is left, with the frames of all that were used, in
+    slice order (``settle`` puts their true numbers and files back): highdicom takes no more than one.
     """
     files = dict.fromkeys(plane.header.file for plane in scan.slices)
-    sources = [pydicom.dcmread(scan.files.files[file], stop_before_pixels=True) for file in files]
+    sources = [pydicom.dcmread(scan.files.files[file], stop_before_pixels=True, force=True) for file in files]
     for dataset in sources:
         for keyword in _TYPE_2:
             if keyword not in dataset:
@@ -127,7 +142,7 @@ def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
             dataset.ImageOrientationPatient = sources[0].ImageOrientationPatient
             if not dataset.get("SliceThickness"):
                 dataset.SliceThickness = _decimal(scan.grid.geometry.spacing_mm[2])
-    return tuple(sources)
+    return tuple(sources[:1] if scan.slices[0].header.enhanced else sources)
 
 
 def _keep_used_frames(dataset: Dataset, scan: DicomScan) -> None:

@@ -31,8 +31,15 @@ DECODER_CPU_S = (60.0, 5e-6)
 #: Hounsfield units of air: what padding outside the reconstructed circle becomes.
 AIR_HU = -1000.0
 
+#: More Hounsfield units than metal has on scanners with an extended scale: padding there is no tissue either.
+METAL_HU = 31743.0
+
 # What decoders for native pixels are handed: nothing is decoded then.
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
+
+# What these keep of a scan the header should say, and often does not.
+_LOSSY = (pydicom.uid.JPEGBaseline8Bit, pydicom.uid.JPEGExtended12Bit)
+_PERHAPS_LOSSY = (pydicom.uid.JPEGLSNearLossless, pydicom.uid.JPEG2000, pydicom.uid.HTJ2K)
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,12 @@ class PixelError(Exception):
         self.file = file
 
 
-def undecodable(syntax: str) -> str:
+def undecodable(syntax: str, bits_stored: int) -> str:
     """What this transfer syntax is, if its pixels cannot be read here; otherwise ""."""
     if syntax in NATIVE:
         return ""
+    if syntax == pydicom.uid.JPEGExtended12Bit and bits_stored > 8:
+        return "lossy JPEG of 12 bits"
     if syntax not in pydicom.uid.UID_dictionary:  # pydicom would warn of it, with its text
         return "an unknown transfer syntax"
     name = UID(syntax).name
@@ -64,6 +73,15 @@ def undecodable(syntax: str) -> str:
         return "" if get_decoder(syntax).is_available else name
     except NotImplementedError:
         return name
+
+
+def loss(header: Any) -> str:
+    """A warning, if the pixels of this file were or may have been changed by compression; otherwise ""."""
+    if header.lossy == "01" or header.syntax in _LOSSY:
+        return "the images were compressed with loss"
+    if header.lossy != "00" and header.syntax in _PERHAPS_LOSSY:
+        return "the images may have been compressed with loss"
+    return ""
 
 
 def read_pixels(files: FileSet, slices: Sequence[Slice]) -> Pixels:
@@ -74,7 +92,7 @@ def read_pixels(files: FileSet, slices: Sequence[Slice]) -> Pixels:
     """
     header = slices[0].header
     shape = (len(slices), header.rows, header.columns)
-    native = header.syntax in NATIVE and header.pixels[1] != DEFLATED
+    native = all(plane.header.syntax in NATIVE and plane.header.pixels[1] != DEFLATED for plane in slices)
     if native:
         array = np.empty(shape, np.float32)
     else:
@@ -140,16 +158,19 @@ def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
     if header.syntax not in NATIVE:
         yield from iter_pixels(path, indices=frames, raw=True)
         return
-    end = ">" if header.syntax == pydicom.uid.ExplicitVRBigEndian else "<"
-    voxel = np.dtype(f"{end}{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+    voxel = np.dtype(f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
     count = header.rows * header.columns
     needed = header.frames * count * voxel.itemsize
     content = None
     if length == DEFLATED:  # the whole data set has to be unpacked
-        content = pydicom.dcmread(path).PixelData
+        content = pydicom.dcmread(path, force=True).PixelData
         offset, length = 0, len(content)
     if length < needed:
         raise _ShortError(f"truncated: {max(length, 0)} of {needed} bytes of pixels")
+    if header.syntax == pydicom.uid.ExplicitVRBigEndian and header.pixel_vr == "OW":
+        # Words of 16 bits whatever the pixels are (PS3.5 6.2, OW): two pixels of 8 bits lie in each, or half of one.
+        content = np.fromfile(path, ">u2", length // 2, offset=offset).astype("<u2").tobytes()
+        offset = 0
     for frame in frames:
         place = offset + frame * count * voxel.itemsize
         if content is None:
@@ -160,10 +181,13 @@ def _stored(path: Path, header: Any, frames: list[int]) -> Iterator[np.ndarray]:
 
 
 def _within_stored_bits(stored: np.ndarray, header: Any) -> np.ndarray:
-    """Bits beyond BitsStored may hold overlays or nothing (PS3.5 8.1.1): they are dropped, the sign extended."""
+    """Bits beyond BitsStored may hold overlays or nothing (PS3.5 8.1.1): they are dropped, the sign extended.
+
+    Compressed pixels may hold them too: RLE and raw JPEG-LS pack words as they are.
+    """
     spare = stored.dtype.itemsize * 8 - header.bits_stored
     lowest = -(1 << header.bits_stored - 1) if header.signed else 0
-    if spare <= 0 or header.syntax not in NATIVE:
+    if spare <= 0:
         return stored
     if stored.min() >= lowest and stored.max() < lowest + (1 << header.bits_stored):
         return stored
@@ -183,11 +207,11 @@ def _rescale(stored: np.ndarray, plane: Slice, out: np.ndarray) -> int:
 
 
 def _padding_to_air(stored: np.ndarray, plane: Slice, out: np.ndarray) -> int:
-    """In CT, pixels of the padding value (PS3.3 C.7.5.1.1.2) that lie below air become air; their number."""
+    """In CT, pixels of the padding value (PS3.3 C.7.5.1.1.2) that no tissue has become air; their number."""
     value, limit = plane.header.padding
     if value is None or plane.header.modality != "CT":
         return 0
     lowest, highest = sorted((value, value if limit is None else limit))
-    padding = (stored >= lowest) & (stored <= highest) & (out < AIR_HU)
+    padding = (stored >= lowest) & (stored <= highest) & ((out < AIR_HU) | (out > METAL_HU))
     out[padding] = AIR_HU
     return int(np.count_nonzero(padding))

@@ -12,7 +12,7 @@ from dropgen_rt.dicom.catalogue import Candidate, Catalogue, catalogue, where
 from dropgen_rt.dicom.choice import choose, left_out
 from dropgen_rt.dicom.files import FileSet
 from dropgen_rt.dicom.gate import Grid
-from dropgen_rt.dicom.pixels import AIR_HU, PixelError, Pixels, read_pixels
+from dropgen_rt.dicom.pixels import AIR_HU, PixelError, Pixels, loss, read_pixels
 from dropgen_rt.dicom.stacks import Slice
 from dropgen_rt.dicom.tilt import rectify, unrectify
 from dropgen_rt.errors import ResourceError, UnreadableInputError, UnsuitableInputError
@@ -131,8 +131,7 @@ def _warnings(found: Catalogue, item: Candidate, slices: Sequence[Slice], pixels
         lines.append(f"{pixels.padded} voxels of padding are set to {AIR_HU:g} HU (air)")
     if header.photometric == "MONOCHROME1":
         lines.append("MONOCHROME1: measured values are used, not their inverse")
-    if any(plane.header.lossy for plane in slices):
-        lines.append("the images were compressed with loss")
+    lines += sorted({loss(plane.header) for plane in slices} - {""})
     if not item.stack.series:
         lines.append("no Series Instance UID: all such files are taken as one series")
     return tuple(lines)

@@ -58,7 +58,7 @@ def check(path: Path, job: WritingJob) -> None:
     Where a frame belongs is taken from its reference to the source, not from where highdicom put it.
     """
     written = pydicom.dcmread(path)
-    places = {_reference(job, plane): k for k, plane in enumerate(job.scan.slices)}
+    places = {_reference(plane): k for k, plane in enumerate(job.scan.slices)}
     read = np.zeros_like(job.labels)
     for group, frame in zip(written.PerFrameFunctionalGroupsSequence, _frames(written), strict=True):
         source = group.DerivationImageSequence[0].SourceImageSequence[0]
@@ -86,11 +86,9 @@ def _frames(written: Dataset) -> Iterator[np.ndarray]:
         yield bits[skipped : skipped + count].reshape(written.Rows, written.Columns)
 
 
-def _reference(job: WritingJob, plane: Slice) -> tuple[str, int | None]:
+def _reference(plane: Slice) -> tuple[str, int | None]:
     """The identifier, and in a multi-frame image the number of the frame, by which an object names a slice."""
-    if plane.header.enhanced:
-        return job.sources[0].SOPInstanceUID, plane.frame + 1
-    return plane.header.sop, None
+    return plane.header.sop, plane.frame + 1 if plane.header.enhanced else None
 
 
 def _described(job: WritingJob, label: Label) -> hd.seg.SegmentDescription:

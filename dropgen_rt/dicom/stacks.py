@@ -1,6 +1,9 @@
 """Headers grouped into series, and series into stacks: slices of one size, orientation and kind, one per place."""
 
 import itertools
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +17,17 @@ SAME_DIRECTION = 1e-3
 
 #: What can tell two slices in one place apart, in the order in which it is tried.
 SPLIT_KEYS = (
-    "stack", "time point", "echo number", "echo time", "b-value", "diffusion direction", "image type",
-    "trigger delay", "acquisition", "acquisition time",
+    "stack", "time point", "echo number", "echo time", "inversion time", "flip angle", "b-value",
+    "diffusion direction", "image type", "image kind", "trigger delay", "cardiac phase", "tube voltage", "energy",
+    "kernel", "repetition time", "acquisition", "frame reference time", "frame time", "acquisition time",
+    "content time",
+    *(f"dimension {number}" for number in range(1, 10)),
 )  # fmt: skip
 
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
 #: Keys whose values are not for showing: a time is a date's half.
-_UNSHOWN = ("acquisition time", "diffusion direction")
+_UNSHOWN = ("acquisition time", "content time", "frame time", "diffusion direction", "image kind")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +71,11 @@ class Stack:
 
     @property
     def name(self) -> str:
-        """What ``--series`` takes: the UID, and the stack's number where the series has several."""
-        uid = self.series or "none"
+        """What ``--series`` takes: the UID, and the stack's number where the series has several.
+
+        Text that is no UID could be anything, a name too, and is not repeated.
+        """
+        uid = self.series if is_uid(self.series) else "invalid" if self.series else "none"
         return f"{uid}:{self.index}" if self.index else uid
 
 
@@ -97,6 +108,11 @@ def stacks_of(headers: Iterable[Header]) -> list[Stack]:
             for index, (slices, distinct) in enumerate(parts, 1)
         ]
     return found
+
+
+def is_uid(text: str) -> bool:
+    """Whether this is a unique identifier (PS3.5 9.1): digits and dots, 64 at most."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def is_localiser(header: Header) -> bool:
@@ -133,17 +149,21 @@ def _parallel(one: Slice, other: Slice) -> bool:
 
 def _apart(group: list[Slice]) -> list[tuple[list[Slice], str]]:
     """The group split so that no stack has two slices in one place, if anything in the headers tells them apart."""
-    repeats = _most_in_one_place(group)
+    places = [_place(plane, index) for index, plane in enumerate(group)]
+    repeats = max(Counter(places).values())
     if repeats < 2:
         return [(group, "")]
-    varying = [name for name in SPLIT_KEYS if len({plane.keys.get(name, "") for plane in group}) > 1]
+    # Splitting into many small heaps explains nothing: a clock reading is different in every slice.
+    most = 2 * repeats
+    values = {name: [plane.keys.get(name, "") for plane in group] for name in SPLIT_KEYS}
+    varying = [name for name in SPLIT_KEYS if 1 < len(set(values[name])) <= most]
     for count in (1, 2, 3):
         for names in itertools.combinations(varying, count):
-            parts: dict[tuple[str, ...], list[Slice]] = {}
-            for plane in group:
-                parts.setdefault(tuple(plane.keys.get(name, "") for name in names), []).append(plane)
-            # Splitting into many small heaps explains nothing: a clock reading is different in every slice.
-            if len(parts) <= 2 * repeats and all(_most_in_one_place(part) == 1 for part in parts.values()):
+            keys = list(zip(*(values[name] for name in names), strict=True))
+            if len(set(keys)) <= most and len(set(zip(keys, places, strict=True))) == len(group):
+                parts: dict[tuple[str, ...], list[Slice]] = {}
+                for key, plane in zip(keys, group, strict=True):
+                    parts.setdefault(key, []).append(plane)
                 return [
                     (part, _shown(names, key, number, len(parts)))
                     for number, (key, part) in enumerate(parts.items(), 1)
@@ -151,21 +171,20 @@ def _apart(group: list[Slice]) -> list[tuple[list[Slice], str]]:
     return [(group, "")]
 
 
-def _most_in_one_place(group: list[Slice]) -> int:
-    places: dict[tuple[int, ...], int] = {}
-    for plane in group:
-        if plane.plane.position is None or not np.isfinite(plane.plane.position).all():
-            continue
-        place = tuple(round(value / SAME_PLACE_MM) for value in plane.plane.position)
-        places[place] = places.get(place, 0) + 1
-    return max(places.values(), default=1)
+def _place(plane: Slice, index: int) -> tuple[int, ...]:
+    """Equal for slices in one place; those without a position are all apart."""
+    position = plane.plane.position
+    if position is None or not all(map(math.isfinite, position)):
+        return (index,)
+    return (0, *(round(value / SAME_PLACE_MM) for value in position))
 
 
 def _shown(names: tuple[str, ...], key: tuple[str, ...], number: int, parts: int) -> str:
     words = [
         f"{name} {value[:40]}"
         for name, value in zip(names, key, strict=True)
-        if name not in _UNSHOWN and all(letter.isalnum() or letter in ".-_\\ " for letter in value)
+        if name not in _UNSHOWN
+        and all(letter.isascii() and (letter.isalnum() or letter in ".-_\\ ") for letter in value)
     ]
     return ", ".join(words) or f"part {number} of {parts}"
 

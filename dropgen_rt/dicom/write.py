@@ -26,10 +26,6 @@ def check_source(path: Path, item: Candidate) -> None:
         )
         if missing
     ]
-    if item.stack.header.enhanced and len({plane.header.file for plane in item.stack.slices}) > 1:
-        given = "slices in several multi-frame files"
-        step = "use --format nifti"
-        raise refusal(UnsuitableInputError, path, given, "one multi-frame file to write a segmentation of", step)
     if lacking:
         given = f"a series without {' and '.join(lacking)}"
         step = "restore them, or use --format nifti"

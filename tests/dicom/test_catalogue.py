@@ -70,7 +70,7 @@ MIXED = {
     "an endless UID": (everywhere(SeriesInstanceUID="1." + "2" * 70), "a unique identifier (UID) that is none"),
     "traversal in one": (setting(SOPInstanceUID="..\\..\\x"), "a unique identifier (UID) that is none"),
     "no image": (everywhere(SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), "Secondary Capture Image Storage"),
-    "unknown class": (everywhere(SOPClassUID="1.2.3.CANARY"), "an unknown object, which holds no slices"),
+    "unknown class": (everywhere(SOPClassUID="1.2.3.CANARY"), "an unknown object, which is not read"),
     "constant": (lambda d, k: setattr(d, "PixelData", bytes(240)), "every voxel is 0"),
 }  # fmt: skip
 
@@ -88,15 +88,37 @@ def test_truncated_pixels(tmp_path: Path) -> None:
     assert "file 4 of 6 in name order: truncated: 140 of 240 bytes of pixels" in refused(folder)
 
 
-def test_compressed_pixels_that_cannot_be_decoded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [(400, "truncated: its compressed pixels are not complete"), (None, "its pixels cannot be decoded (RLE Lossless)")],
+)
+def test_compressed_pixels_that_cannot_be_decoded(tmp_path: Path, cut: int | None, words: str) -> None:
     for number, place in enumerate(positions(6)):
         dataset = one(voxels((6, 40, 40))[number], number, place)
         dataset = pydicom.dcmread(save(dataset, tmp_path / str(number)))
         dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
         dataset.save_as(tmp_path / str(number))
     damaged = tmp_path / "3"
-    damaged.write_bytes(damaged.read_bytes()[:-400])
-    assert "file 4 of 6 in name order: its pixels cannot be decoded (RLE Lossless)" in refused(tmp_path)
+    content = damaged.read_bytes()
+    start = content.index(b"\x02\x00\x00\x00\x40\x00\x00\x00")  # two segments, the first at 64
+    damaged.write_bytes(content[:-cut] if cut else content[: start + 64] + bytes(400) + content[start + 464 :])
+    assert f"file 4 of 6 in name order: {words}" in refused(tmp_path)
+
+
+def test_a_fragment_longer_than_what_is_there(tmp_path: Path) -> None:
+    """What stands behind it, and the delimiter, would be unpacked as pixels: other ones, but as many."""
+    for number, place in enumerate(positions(6)):
+        dataset = pydicom.dcmread(save(one(voxels()[number], number, place), tmp_path / str(number)))
+        dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        dataset.save_as(tmp_path / str(number))
+    content = (tmp_path / "3").read_bytes()
+    (tmp_path / "3").write_bytes(content[:-60] + content[-8:])
+    assert "file 4 of 6 in name order: truncated: its compressed pixels are not complete" in refused(tmp_path)
+    given_length = content.replace(b"OB\0\0\xff\xff\xff\xff", b"OB\0\0\xff\xff\x3e\xff")
+    (tmp_path / "3").write_bytes(given_length)
+    assert "truncated: its compressed pixels are not complete" in refused(tmp_path)
+    (tmp_path / "3").write_bytes(content[:-8])  # only the delimiter is missing
+    assert np.array_equal(read_dicom(tmp_path).volume.array[0], voxels())
 
 
 def test_a_transfer_syntax_without_decoder(tmp_path: Path) -> None:
@@ -178,7 +200,7 @@ def four_d(folder: Path, **keys: list[object]) -> Path:
     [
         ({"TemporalPositionIdentifier": [1, 2, 3]}, "time point 2"),
         ({"EchoTime": [3, 6, 9]}, "echo time 6"),
-        ({"DiffusionBValue": [0.0, 500.0, 1000.0]}, "part 2 of 3"),
+        ({"DiffusionBValue": [0.0, 500.0, 1000.0]}, "b-value 500"),
         ({"ImageType": [["ORIGINAL", "PRIMARY", kind] for kind in ("M", "P", "R")]}, "image type ORIGINAL\\PRIMARY\\P"),
         ({"AcquisitionNumber": [1, 2, 3]}, "acquisition 2"),
         ({"AcquisitionTime": ["101010", "101020", "101030"]}, "part 2 of 3"),

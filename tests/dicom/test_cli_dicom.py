@@ -199,6 +199,32 @@ def test_inspect_other_scans(make: object, tmp_path: Path, model_file: Path) -> 
     assert result.exit_code == 3 and result.stderr.count("\n") == 1
 
 
+def test_inspect_a_folder_of_other_scans(make: object, tmp_path: Path, model_file: Path) -> None:
+    folder = tmp_path / "scans"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("good.nii", "good_seg.nii", "other_label.nii"):
+        (folder / name).write_bytes(make.nifti())  # type: ignore[attr-defined]
+    (folder / "notes.txt").write_text("x")
+    result = run("inspect", folder, "--model", model_file)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-3:] == [
+        "left out: 1 x a folder, which is not searched for scans",
+        "left out: 2 x a label map, by its name",
+        "left out: 1 x not a scan",
+    ]
+
+
+def test_a_folder_with_an_archive_alone(series: Path, tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with zipfile.ZipFile(tmp_path / "folder" / "a.zip", "w") as archive:
+        for path in series.iterdir():
+            archive.write(path, path.name)
+    for command in ("infer", "inspect"):
+        result = run(command, tmp_path / "folder", "--model", model_file)
+        assert result.exit_code == 3 and result.stderr.endswith("; name the ZIP archive in it\n")
+    assert run("inspect", tmp_path / "folder" / "a.zip", "--model", model_file).exit_code == 0
+
+
 @pytest.mark.parametrize("damage", ["none", "truncated", "two patients", "junk header"])
 def test_no_canary_sings(series: Path, out: Path, model_file: Path, damage: str) -> None:
     """The real program: output, errors, record, picture and names, whether it succeeds or refuses."""
@@ -212,7 +238,7 @@ def test_no_canary_sings(series: Path, out: Path, model_file: Path, damage: str)
     elif damage == "junk header":
         victim.write_bytes(victim.read_bytes().replace(b"CANARY^BIRD", b"CANARY\xff\xffIRD")[:-300])
     formats = "nifti,dicom-seg,dicom-labelmap,dicom-sr,dicom-sc"
-    for line in (["infer", series, "-o", out, "--model", model_file, "--format", formats],
+    for line in (["infer", series, "-o", out, "--model", model_file, "--format", formats, "--report"],
                  ["inspect", series, "--model", model_file]):  # fmt: skip
         done = subprocess.run([COMMAND, *map(str, line)], capture_output=True, text=True, check=False)
         assert done.returncode == (0 if damage == "none" else 3), done.stderr

@@ -22,7 +22,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 from dicom_series import uid, write
 
-PROGRAMS = ("Orthanc", "storescu", "getscu", "findscu", "dcmsend", "dciodvfy", "dcentvfy")
+from dropgen_rt.dicom.read import read_dicom
+
+PROGRAMS = ("Orthanc", "storescu", "getscu", "findscu", "dcmsend", "dciodvfy", "dcentvfy", "dcmcjpeg", "dcmcjpls",
+            "dcmcrle", "dcmconv", "dcmmkdir")  # fmt: skip
 BESIDE_PYTHON = ("segimage2itkimage", "tid1500reader", "dropgen-rt")
 REQUIRED = os.environ.get("DROPGEN_RT_PEERS") == "1"
 ROOT = Path(__file__).parents[2]
@@ -199,6 +202,37 @@ def test_the_pacs_archive_is_read_as_it_comes(pacs: SimpleNamespace, loop: Simpl
     again.mkdir()
     call("dropgen-rt", "infer", loop.work / "study.zip", "-o", again, "--model", loop.model)
     assert next(again.glob("*_seg.dcm")).read_bytes() == loop.files["seg"].read_bytes()
+
+
+@peers
+@pytest.mark.parametrize(
+    "packer",
+    ["dcmcjpeg +e1", "dcmcjpeg +el +sv 6", "dcmcjpls +el", "dcmcrle", "dcmconv +td", "dcmconv +tb", "dcmconv +ti"],
+)
+def test_what_dcmtk_packs_is_read_exactly(tmp_path: Path, packer: str) -> None:
+    """Twelve signed bits, with an overlay's in the other four where the packer keeps them."""
+    array = np.random.default_rng(3).integers(-2048, 2048, (6, 40, 36)).astype(np.int16)
+
+    def edit(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        dataset.PixelData = ((array[number].view(np.uint16) & 0xFFF) | 0x5000).tobytes()
+
+    name, *options = packer.split()
+    (tmp_path / "packed").mkdir()
+    for path in write(tmp_path / "in", array, edit=edit, modality="MR").iterdir():
+        call(name, *options, path, tmp_path / "packed" / path.name)
+    assert np.array_equal(read_dicom(tmp_path / "packed").volume.array[0], array)
+
+
+@peers
+def test_a_disk_with_an_index_by_dcmtk(tmp_path: Path) -> None:
+    disk = tmp_path / "DISK"
+    for number, path in enumerate(sorted(write(disk / "IMAGES", heads(6), modality="MR").iterdir())):
+        path.rename(path.with_name(f"IM{number}"))
+    call("dcmmkdir", "+r", "-Pgp", "+D", disk / "DICOMDIR", "+id", disk, "IMAGES")
+    assert np.array_equal(read_dicom(disk).volume.array[0], heads(6))
+    shown = call("dropgen-rt", "inspect", disk)
+    assert "left out: 1 x an index (DICOMDIR)" in shown
 
 
 def test_ci_requires_the_peers() -> None:

@@ -1,116 +1,24 @@
-"""Segmentations, reports and captures of DICOM series: every voxel back on its slice, the same bytes each time."""
+"""Segmentations, reports and captures of DICOM series: what they hold, the same bytes each time."""
 
-import itertools
-import math
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from dicom_series import enhanced, positions, save, uid, write
+from dicom_objects import ALL, COLUMNS, COUNT, NAMES, ROWS, blobs, model, result_of, source, written
+from dicom_series import enhanced, positions, save, uid
 from pydicom.sr.codedict import codes
 from shared_data import DATA, needs
 
+from dropgen_rt.dicom.catalogue import IMAGE_CLASSES
 from dropgen_rt.dicom.codes import PRIVATE_SCHEME, property_category, property_type
 from dropgen_rt.dicom.job import WritingJob, read_sources
-from dropgen_rt.dicom.read import DicomScan, read_dicom
+from dropgen_rt.dicom.read import read_dicom
 from dropgen_rt.dicom.segmentation import check
 from dropgen_rt.dicom.write import write_objects
 from dropgen_rt.errors import VerificationError
-from dropgen_rt.manifest import Label, Manifest
-from dropgen_rt.model import Model
-from dropgen_rt.record import Record, label_volumes
-from dropgen_rt.segment import Segmentation
-from dropgen_rt.volume import Volume
-
-COUNT, ROWS, COLUMNS = 6, 14, 17
-NAMES = (
-    Label(1, "left kidney", (10, 200, 30)), Label(2, "Liver", (200, 20, 30)), Label(3, "a made-up thing", (1, 2, 3)),
-    Label(4, "coded", (9, 9, 9), ("49755003", "SCT", "Morphologically Abnormal Structure"), ("1", "99X", "Test")),
-)  # fmt: skip
-
-
-def blobs(seed: int = 0) -> np.ndarray:
-    """(slices, rows, columns) uint8 labels 0 to 4 without any symmetry; label 4 is absent, one slice empty."""
-    labels = np.random.default_rng(seed).integers(0, 4, (COUNT, ROWS, COLUMNS)).astype(np.uint8)
-    labels[2] = 0
-    return labels
-
-
-def model() -> Model:
-    manifest = Manifest("tiny", NAMES, (1.0, 1.0, 1.0), (16, 16, 16), 1)
-    return Model(Path("tiny.onnx"), b"", "ab" * 32, manifest)
-
-
-def result_of(scan: DicomScan, labels: np.ndarray) -> Segmentation:
-    """What segment() would give if the network found these labels on the volume's grid."""
-    geometry = scan.volume.geometry
-    record = Record(
-        input={}, model={"name": "tiny", "sha256": "ab" * 32}, settings={}, windows=1, timings_s={},
-        engine={"name": "e", "version": "1", "precision": "fp32", "device": "cpu"},
-        labels=label_volumes(labels, geometry, NAMES), versions={"dropgen-rt": "1.2"},
-    )  # fmt: skip
-    return Segmentation(Volume(labels[None], geometry), record)
-
-
-def on_grid(scan: DicomScan, labels: np.ndarray) -> np.ndarray:
-    """Labels of the source slices placed on the volume's grid."""
-    if scan.grid.shift_px is None:
-        return labels
-    grid = np.zeros(scan.volume.geometry.shape, np.uint8)
-    for plane, (x, y), target in zip(labels, np.floor(scan.grid.shift_px + 0.5).astype(int), grid, strict=True):
-        target[y : y + ROWS, x : x + COLUMNS] = plane
-    return grid
-
-
-def source(folder: Path, **how: object) -> DicomScan:
-    array = np.random.default_rng(1).integers(0, 900, (COUNT, ROWS, COLUMNS)).astype(np.int16)
-    return read_dicom(write(folder, array, **how))
-
-
-def written(scan: DicomScan, labels: np.ndarray, folder: Path, *kinds: str) -> dict[str, Path]:
-    folder.mkdir(exist_ok=True)
-    files = {kind: folder / f"{kind}.dcm" for kind in kinds}
-    write_objects(scan, result_of(scan, on_grid(scan, labels)), model(), files)
-    return files
-
-
-def orientations() -> list[tuple[tuple[float, ...], tuple[float, float]]]:
-    """(rows and columns, sideways step): the 24 of the body axes, oblique ones, tilted ones."""
-    axes = [sign * np.eye(3)[axis] for axis in range(3) for sign in (1, -1)]
-    straight = [np.concatenate(pair) for pair in itertools.permutations(axes, 2) if not pair[0] @ pair[1]]
-    c, s = math.cos(0.3), math.sin(0.3)
-    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-    oblique = [np.concatenate([turn @ pair[:3], turn @ pair[3:]]) for pair in straight[::6]]
-    cases = [(tuple(pair.tolist()), (0.0, 0.0)) for pair in [*straight, *oblique]]
-    return cases + [
-        (tuple(pair.tolist()), tilt) for pair in (*straight[::8], *oblique[:1]) for tilt in ((0.0, 1.1), (0.7, -0.4))
-    ]
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("orientation", "tilt"), orientations())
-def test_masks_come_back_on_the_source_instances(
-    tmp_path: Path, orientation: tuple[float, ...], tilt: tuple[float, float], reverse: bool
-) -> None:
-    """48 orientations, oblique and tilted: read with nothing but pydicom and the references in the object."""
-    places = positions(COUNT, orientation, sideways_mm=tilt)[:: -1 if reverse else 1]
-    scan = source(tmp_path / "in", places=places, orientation=orientation)
-    labels = blobs()
-    files = written(scan, labels, tmp_path / "out", "dicom-seg")
-    truth = {plane.header.sop: labels[k] for k, plane in enumerate(scan.slices)}
-    seg = pydicom.dcmread(files["dicom-seg"])
-    frames = seg.pixel_array
-    found = {sop: np.zeros_like(labels[0]) for sop in truth}
-    for group, frame in zip(seg.PerFrameFunctionalGroupsSequence, frames, strict=True):
-        sop = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-        found[sop][frame > 0] = number
-        index = next(int(path.stem.rsplit("_")[-1]) for path in (tmp_path / "in").iterdir()
-                     if pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID == sop)  # fmt: skip
-        assert np.allclose(group.PlanePositionSequence[0].ImagePositionPatient, places[index], atol=1e-4)
-    assert all(np.array_equal(found[sop], truth[sop]) for sop in truth)
+from dropgen_rt.manifest import Label
 
 
 @pytest.mark.parametrize("kind", ["dicom-seg", "dicom-labelmap"])
@@ -127,6 +35,58 @@ def test_enhanced_sources_keep_their_frame_numbers(tmp_path: Path, kind: str) ->
         assert_missing_frames_are_empty=True, segment_numbers=[1, 2, 3, 4],
     )  # fmt: skip
     assert np.array_equal(read, labels)
+
+
+@pytest.mark.parametrize("kinds", [("dicom-seg", "dicom-sr", "dicom-sc"), ("dicom-labelmap",)])
+@pytest.mark.parametrize("per_file", [1, 2])
+def test_enhanced_sources_in_several_files(tmp_path: Path, kinds: tuple[str, ...], per_file: int) -> None:
+    """As some archives cut them up: each frame is referred to in its own file, and all files are listed."""
+    array = np.random.default_rng(1).integers(0, 900, (COUNT, ROWS, COLUMNS)).astype(np.int16)
+    for first in range(0, COUNT, per_file):
+        dataset = enhanced(array[first : first + per_file])
+        dataset.SOPInstanceUID = uid("cut", first)
+        for group, place in zip(dataset.PerFrameFunctionalGroupsSequence, positions(COUNT)[first:], strict=False):
+            group.PlanePositionSequence[0].ImagePositionPatient = place.tolist()
+        save(dataset, tmp_path / "in" / f"{first * 5 % 7}")
+    scan = read_dicom(tmp_path / "in")
+    assert np.array_equal(scan.volume.array[0], array)
+    labels = blobs()
+    files = written(scan, labels, tmp_path / "out", *kinds)
+    seg = pydicom.dcmread(files[kinds[0]])
+    for group, frame in zip(seg.PerFrameFunctionalGroupsSequence, seg.pixel_array, strict=True):
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        first = next(first for first in range(COUNT) if uid("cut", first) == source.ReferencedSOPInstanceUID)
+        truth = labels[first + source.ReferencedFrameNumber - 1]
+        if kinds[0] == "dicom-seg":
+            assert np.array_equal(frame > 0, truth == group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        else:
+            assert np.array_equal(frame, truth)
+    everything = {uid("cut", first) for first in range(0, COUNT, per_file)}
+    listed = [item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence]
+    assert len(listed) == len(everything) and set(listed) == everything
+    if "dicom-sr" in files:
+        evidence = pydicom.dcmread(files["dicom-sr"]).CurrentRequestedProcedureEvidenceSequence[0]
+        named = {item.ReferencedSOPInstanceUID for series in evidence.ReferencedSeriesSequence
+                 for item in series.ReferencedSOPSequence}  # fmt: skip
+        assert everything <= named
+
+
+@pytest.mark.parametrize("sop_class", [uid for uid, name in IMAGE_CLASSES.items() if name not in ("CT", "MR", "PET")])
+def test_every_kind_of_multi_frame_image_takes_all_objects(tmp_path: Path, sop_class: str) -> None:
+    array = np.random.default_rng(1).integers(0, 900, (COUNT, ROWS, COLUMNS)).astype(np.int16)
+    dataset = enhanced(array)
+    dataset.SOPClassUID, dataset.Modality = sop_class, "CT" if "CT" in IMAGE_CLASSES[sop_class] else "MR"
+    files = written(read_dicom(save(dataset, tmp_path / "e.dcm")), blobs(), tmp_path / "out", *ALL)
+    for path in files.values():
+        assert pydicom.dcmread(path).StudyInstanceUID == dataset.StudyInstanceUID
+
+
+def test_a_pet_series_takes_all_objects(tmp_path: Path) -> None:
+    def edit(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.SOPClassUID, dataset.Modality = "1.2.840.10008.5.1.4.1.1.128", "PT"
+        dataset.RescaleSlope, dataset.RescaleIntercept = f"{0.5 + number / 8}", "0"
+
+    written(source(tmp_path / "in", modality="MR", edit=edit), blobs(), tmp_path / "out", *ALL)
 
 
 def test_a_label_map(tmp_path: Path) -> None:
@@ -164,9 +124,6 @@ def test_what_the_segments_say(tmp_path: Path) -> None:
 def _lab(stored: list[int]) -> tuple[float, float, float]:
     """PS3.3 C.10.7.1.1."""
     return stored[0] * 100 / 65535, stored[1] * 255 / 65535 - 128, stored[2] * 255 / 65535 - 128
-
-
-ALL = ("dicom-seg", "dicom-labelmap", "dicom-sr", "dicom-sc")
 
 
 def test_the_same_job_gives_the_same_bytes(tmp_path: Path) -> None:
