@@ -43,6 +43,7 @@ class Settings:
     working grid, as the published method does; labels then go to the scan's grid by nearest neighbour; no window is
     skipped. ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
     ``window`` is (z, y, x) voxels for a model whose graph takes any, or "auto": the size that computes least and fits.
+    ``reserved_bytes`` is what other work of this process will take meanwhile, and is counted in the prediction.
     """
 
     overlap: float | None = None
@@ -52,6 +53,7 @@ class Settings:
     skip_air: bool = True
     memory_bytes: int | None = None
     window: Wish | None = None
+    reserved_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:
@@ -202,10 +204,11 @@ def _roll_on_cpu(
 
 def _memory(plan: WindowPlan, native: Edges, manifest: Manifest, settings: Settings) -> MemoryPlan:
     """What this plan will hold on the CPU, beyond what is there now."""
-    return plan_memory(
+    counted = plan_memory(
         plan, native, channels=len(manifest.channels), batch=1, classes=manifest.classes,
         probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
     )  # fmt: skip
+    return MemoryPlan(counted.resident, counted.parts | {"next scan": settings.reserved_bytes})
 
 
 def _window(working: Geometry, native: Geometry, manifest: Manifest, settings: Settings, engine: Engine) -> Edges:
