@@ -48,6 +48,9 @@ main.add_command(inspect)
 )
 @click.option("--overlap", type=float, help="Share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
+@click.option(
+    "--window", metavar="SIZE", help="Voxels, EDGE or Z,Y,X, or auto: what computes least; dynamic models only."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @click.option("--memory", metavar="SIZE", help="Most memory to use, such as 4G; too little for a scan is refused.")
 @click.option("--every-window", is_flag=True, help="Ask the network about windows of nothing but air, too.")
@@ -57,18 +60,20 @@ main.add_command(inspect)
 @click.option("--report", is_flag=True, help="Also write SCAN_report.html: an interactive viewer in one file.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
-    overlap: float | None, blend: Blend | None, device: str, memory: str | None, every_window: bool, quiet: bool,
-    formats: tuple[str, ...], series: str | None, report: bool,
+    overlap: float | None, blend: Blend | None, window: str | None, device: str, memory: str | None,
+    every_window: bool, quiet: bool, formats: tuple[str, ...], series: str | None, report: bool,
 ) -> None:  # fmt: skip
     """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
     from dropgen_rt.memory import parse_bytes
     from dropgen_rt.segment import Settings
+    from dropgen_rt.window_size import parse_window
 
     limit = None if memory is None else parse_bytes(memory)
     settings = Settings(
-        overlap=overlap, blend=blend, reference=reference, skip_air=not every_window, memory_bytes=limit
-    )
+        overlap=overlap, blend=blend, reference=reference, skip_air=not every_window, memory_bytes=limit,
+        window=None if window is None else parse_window(window),
+    )  # fmt: skip
     failures = infer_files(scans, out, model, settings, device, quiet, report, parse_formats(formats), series)
     if failures:
         raise SystemExit(failures[0].exit_code)

@@ -8,6 +8,7 @@ import click
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dropgen_rt.chatter import heard
 from dropgen_rt.errors import DropgenError
 
 
@@ -22,7 +23,8 @@ class Console:
             click.echo(text)
 
     def error(self, error: DropgenError) -> None:
-        click.echo(f"error: {error}", err=True)
+        with heard():
+            click.echo(f"error: {error}", err=True)
 
     @contextmanager
     def progress(self, title: str, unit: str = "windows") -> Iterator[Callable[[int, int], None]]:

@@ -23,13 +23,21 @@ def inspect_file(path: Path, keep: bytearray | None = None) -> RawHeader:
 
     Raises MissingInputError, UnreadableInputError, UnsuitableInputError or GeometryError.
     """
+    header = header_of(path)
     try:
-        _check_is_file(path)
-        header = _parse(path)
         trailing = check_payload(header.payload, keep)
     except OSError as error:
         raise not_readable(path, error) from error
     return replace(header, warnings=header.warnings + trailing)
+
+
+def header_of(path: Path) -> RawHeader:
+    """The checked header alone; voxels are not looked at. Raises as ``inspect_file``."""
+    try:
+        _check_is_file(path)
+        return _parse(path)
+    except OSError as error:
+        raise not_readable(path, error) from error
 
 
 def _check_is_file(path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,17 @@ from dropgen_rt.record import Record, Stopwatch, label_volumes
 from dropgen_rt.slide import Rolled, roll
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import Scan, Volume, read_scan
+from dropgen_rt.window_size import Edges, Wish, cheapest_window, require_possible
 from dropgen_rt.windows import BLENDS, Blend, WindowPlan
 
 REFERENCE_OVERLAP = 0.5
 
-_WARM: WeakSet[Engine] = WeakSet()
+# Workspace that a network takes beyond what it took for its trained window, relative, for safety.
+WORKSPACE_MARGIN = 1.25
+
+# Of engines that have run: the windows that went through them, and the bytes of workspace per voxel of a window.
+_WARM: WeakKeyDictionary[Engine, set[Edges]] = WeakKeyDictionary()
+_WORKSPACE: WeakKeyDictionary[Engine, float] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Settings:
     ``reference`` fixes both to those of MONAI's sliding window (0.5, constant) and takes the arg-max on the
     working grid, as the published method does; labels then go to the scan's grid by nearest neighbour; no window is
     skipped. ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
+    ``window`` is (z, y, x) voxels for a model whose graph takes any, or "auto": the size that computes least and fits.
+    ``reserved_bytes`` is what other work of this process will take meanwhile, and is counted in the prediction.
     """
 
     overlap: float | None = None
@@ -44,6 +52,8 @@ class Settings:
     probabilities: bool = False
     skip_air: bool = True
     memory_bytes: int | None = None
+    window: Wish | None = None
+    reserved_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:
@@ -52,6 +62,8 @@ class Settings:
             raise UsageError(f"blend {self.blend!r}: accepted are {' and '.join(BLENDS)}")
         if self.reference and (self.overlap, self.blend) != (None, None):
             raise UsageError("reference mode fixes overlap and blend; leave --overlap and --blend out")
+        if self.reference and self.window is not None:
+            raise UsageError("reference mode keeps the trained window; leave --window out")
         if self.reference and self.probabilities:
             raise UsageError("reference mode takes the arg-max on the working grid and gives no probabilities")
 
@@ -108,7 +120,7 @@ def segment(
     with watch.stage("open_engine"):
         running = engine or open_engine(opened, precision="fp32" if chosen.reference else None)
     try:
-        found, memory, windows = _segment(source.volume, manifest, chosen, running, watch, progress, announce)
+        found, memory, plan = _segment(source.volume, manifest, chosen, running, watch, progress, announce)
         described = {item: getattr(running, item) for item in ("name", "version", "precision", "device")}
     except UnsuitableInputError as error:  # found on the working grid, where the file is not known
         raise UnsuitableInputError(f"{source.path}: {error}") from error
@@ -118,10 +130,10 @@ def segment(
     geometry = source.volume.geometry
     record = Record(
         input=_describe_input(source),
-        model={"name": manifest.name, "sha256": opened.sha256, "window": manifest.window},
+        model={"name": manifest.name, "sha256": opened.sha256, "window": plan.window},
         engine=described,
         settings={"overlap": overlap, "blend": blend, "reference": chosen.reference},
-        windows=windows,
+        windows=len(plan),
         skipped_windows=found.skipped,
         predicted_peak_bytes=memory.peak,
         labels=label_volumes(found.labels, geometry, manifest.labels),
@@ -141,13 +153,14 @@ def _segment(
     watch: Stopwatch,
     progress: Callable[[int, int], None],
     announce: Callable[[str], None],
-) -> tuple[Rolled, MemoryPlan, int]:
-    """Labels and what goes with them on the scan's grid, the memory they took, and the number of windows."""
+) -> tuple[Rolled, MemoryPlan, WindowPlan]:
+    """Labels and what goes with them on the scan's grid, the memory they took, and the windows."""
     overlap, _ = settings.resolved(manifest)
     oriented, change = volume.geometry.reoriented(manifest.orientation)
     working = working_grid(volume.geometry, manifest.orientation, manifest.spacing_mm)
     # Planned before anything is made: a scan that does not fit is refused at once.
-    plan = WindowPlan.cover(working.shape, manifest.window, overlap)
+    window = _window(working, oriented, manifest, settings, engine)
+    plan = WindowPlan.cover(working.shape, window, overlap)
     own_grid = tuple(AxisMap.identity(size) for size in plan.shape)
     maps = own_grid if settings.reference else native_maps(working, oriented)
     done = 0
@@ -165,7 +178,7 @@ def _segment(
             labels = nearest(labels, working, oriented)
         labels = np.ascontiguousarray(change.undo(labels))
         best = None if best is None else np.ascontiguousarray(change.undo(best))
-    return Rolled(labels, best, found.skipped), memory, len(plan)
+    return Rolled(labels, best, found.skipped), memory, plan
 
 
 def _roll_on_cpu(
@@ -174,12 +187,8 @@ def _roll_on_cpu(
 ) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
     """Labels on the grid of ``maps``, and the memory they take."""
     with watch.stage("warm_up"):
-        _warm_up(engine, manifest)
-    memory = plan_memory(
-        plan, (len(maps[0]), len(maps[1]), len(maps[2])), channels=len(manifest.channels), batch=1,
-        classes=manifest.classes,
-        probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
-    )  # fmt: skip
+        _warm_up(engine, len(manifest.channels), plan.window)
+    memory = _memory(plan, (len(maps[0]), len(maps[1]), len(maps[2])), manifest, settings)
     memory.require(settings.memory_bytes, available_bytes())
     announce(memory.line())
     with watch.stage("to_working_grid"):
@@ -193,15 +202,52 @@ def _roll_on_cpu(
     return found, memory
 
 
-def _warm_up(engine: Engine, manifest: Manifest) -> None:
+def _memory(plan: WindowPlan, native: Edges, manifest: Manifest, settings: Settings) -> MemoryPlan:
+    """What this plan will hold on the CPU, beyond what is there now."""
+    counted = plan_memory(
+        plan, native, channels=len(manifest.channels), batch=1, classes=manifest.classes,
+        probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
+    )  # fmt: skip
+    return MemoryPlan(counted.resident, counted.parts | {"next scan": settings.reserved_bytes})
+
+
+def _window(working: Geometry, native: Geometry, manifest: Manifest, settings: Settings, engine: Engine) -> Edges:
+    """The window that ``settings`` ask for, (z, y, x). Raises UsageError where the graph or the engine has one size."""
+    wish = settings.window
+    require_possible(wish, manifest)
+    if wish is None or wish == manifest.window:
+        return manifest.window
+    if hasattr(engine, "infer_device"):
+        raise UsageError(f"window: {engine.name} was built for {manifest.window}; leave --window out, or use the CPU")
+    if wish != "auto":
+        return wish
+    _warm_up(engine, len(manifest.channels), manifest.window)
+    trained = manifest.window[0] * manifest.window[1] * manifest.window[2]
+
+    def fits(plan: WindowPlan) -> bool:
+        memory = _memory(plan, native.shape, manifest, settings)
+        larger = plan.window[0] * plan.window[1] * plan.window[2] - trained
+        work = int(WORKSPACE_MARGIN * _WORKSPACE[engine] * larger)
+        free = available_bytes()
+        allowed = settings.memory_bytes is None or memory.peak + work <= settings.memory_bytes
+        return allowed and (free is None or sum(memory.parts.values()) + work <= free)
+
+    return cheapest_window(working.shape, manifest, settings.resolved(manifest)[0], fits)
+
+
+def _warm_up(engine: Engine, channels: int, window: Edges) -> None:
     """One window through a new engine: it takes its workspace then, which the prediction of memory must see.
 
     A ramp, not zeros: some networks look for what is not zero first, and fail where there is nothing.
     """
-    if engine not in _WARM:
-        shape = (1, len(manifest.channels), *manifest.window)
-        engine.infer(np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape))
-        _WARM.add(engine)
+    if window in _WARM.setdefault(engine, set()):
+        return
+    shape = (1, channels, *window)
+    ramp = np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    before = resident_bytes()
+    engine.infer(ramp)
+    _WARM[engine].add(window)
+    _WORKSPACE.setdefault(engine, max(resident_bytes() - before, 0) / ramp[0, 0].size)
 
 
 def _roll_on_gpu(*arguments: Any) -> tuple[Rolled, MemoryPlan]:

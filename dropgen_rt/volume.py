@@ -5,14 +5,10 @@ where the voxels lie in the patient.
 """
 
 import hashlib
-import os
 import re
 import shutil
-import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.atomic import atomic_path
+from dropgen_rt.chatter import without_chatter
 from dropgen_rt.dicom.files import is_dicom
 from dropgen_rt.errors import (
     DropgenError,
@@ -224,7 +221,7 @@ def _itk_geometry(path: Path, header: RawHeader) -> Geometry:
     reader.SetFileName(str(path))
     reader.SetImageIO(header.reader or "")
     try:
-        with _without_chatter():
+        with without_chatter():
             reader.ReadImageInformation()
     except RuntimeError as error:
         reason = _OBJECT.sub("", str(error).strip().splitlines()[-1].strip())
@@ -254,47 +251,6 @@ def _checked_geometry(
         return Geometry((x, y, z), (i, j, k), (a, b, c), tuple(axes.ravel().tolist()))
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}; export the scan again") from error
-
-
-class _Silence:
-    """Standard error of the whole process led away while any thread is inside; the last one out brings it back."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.kept = threading.Lock(), 0, -1
-
-    def enter(self) -> None:
-        with self.lock:
-            self.inside += 1
-            if self.inside > 1:
-                return
-            try:
-                sys.stderr.flush()
-                self.kept = os.dup(2)
-            except (OSError, AttributeError):  # a service may run without stderr
-                self.kept = -1
-                return
-            with Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-
-    def leave(self) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside and self.kept >= 0:
-                os.dup2(self.kept, 2)
-                os.close(self.kept)
-
-
-_SILENCE = _Silence()
-
-
-@contextmanager
-def _without_chatter() -> Iterator[None]:
-    """The C++ libraries below SimpleITK print to stderr whatever it is told; the exception says enough."""
-    _SILENCE.enter()
-    try:
-        yield
-    finally:
-        _SILENCE.leave()
 
 
 def _check_unchanged(path: Path, header: RawHeader, geometry: Geometry) -> None:
@@ -330,7 +286,7 @@ def _sha256(path: Path, header: RawHeader) -> str:
 
 def _write(labels: np.ndarray, geometry: Geometry, final: Path, temporary: Path) -> None:
     try:
-        with _without_chatter():
+        with without_chatter():
             sitk.WriteImage(_on_grid(labels, geometry), str(temporary), useCompression=True)
         inspect_file(temporary)  # on a full disk the NIfTI writer reports success and leaves half a file
     except (RuntimeError, DropgenError) as error:

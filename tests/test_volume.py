@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from dropgen_rt.geometry import Geometry
 from dropgen_rt.volume import (
     SCAN_SUFFIXES,
     Volume,
-    _without_chatter,
     find_scans,
     read_label_map,
     read_scan,
@@ -300,19 +298,6 @@ def test_a_repair_unknown_to_the_raw_checks_is_caught(make: SimpleNamespace, tmp
     (tmp_path / "a.mha").write_bytes(content)
     with pytest.raises(InputError, match="SimpleITK"):
         read_scan(tmp_path / "a.mha")
-
-
-def test_standard_error_outlives_threads_that_read_at_once(capfd: pytest.CaptureFixture[str]) -> None:
-    """Readers overlap as threads do: the second enters before the first leaves, and leaves after it."""
-    first, second = _without_chatter(), _without_chatter()
-    first.__enter__()
-    os.write(2, b"chatter")
-    second.__enter__()
-    first.__exit__(None, None, None)
-    os.write(2, b"chatter")
-    second.__exit__(None, None, None)
-    os.write(2, b"heard")
-    assert capfd.readouterr().err == "heard"
 
 
 def test_a_compressed_scan_is_unpacked_once(

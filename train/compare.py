@@ -4,6 +4,7 @@ Each takes the scan already on the model's grid and normalised, and gives labels
 orientation: window placement, blending, interpolation of the K logits and arg-max are the other's own.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -111,13 +112,46 @@ def nnunet_way(network: nn.Module) -> Way:
     return run
 
 
-def ways(network: nn.Module, names: tuple[str, ...]) -> dict[str, Way]:
-    """The ways named: monai (eager fp32), torch (channels-last bf16, and compiled), nnunet. fp32 comes first."""
-    found: dict[str, Way] = {"monai fp32": monai_way(network)}
+@dataclass(frozen=True)
+class Other:
+    """One of the other ways. ``slow`` is PyTorch in fp32; ``best`` runs with the overlap and blend of ours.
+
+    ``prepare`` puts one window of zeros through the network: what is compiled is compiled then.
+    """
+
+    name: str
+    run: Way
+    prepare: Callable[[], object]
+    slow: bool = False
+    best: bool = False
+
+
+def published(name: str) -> tuple[float, str]:
+    """Overlap and blend of the published method, or of nnU-Net's predictor."""
+    return 0.5, "gaussian" if name.startswith("nnunet") else "constant"
+
+
+def ways(network: nn.Module, names: tuple[str, ...], shape: tuple[int, ...]) -> list[Other]:
+    """The ways named: monai (fp32, and channels-last bf16), torch (that one compiled), nnunet. fp32 comes first.
+
+    ``shape`` is that of a window, (1, channels, z, y, x).
+    """
+
+    def one_window(run: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        def prepare() -> None:
+            with torch.no_grad():
+                run(torch.zeros(shape))
+
+        return prepare
+
+    half = bfloat16(copy.deepcopy(network))  # the layout of weights belongs to the network
+    found = [Other("monai fp32", monai_way(network), one_window(network), slow=True)]
     if "monai" in names:
-        found["monai bf16 channels-last"] = monai_way(bfloat16(network))
+        found.append(Other("monai bf16 channels-last", monai_way(half), one_window(half)))
+        found.append(Other("monai bf16, our overlap", monai_way(half), lambda: None, best=True))
     if "torch" in names:
-        found["monai fp32 compiled"] = monai_way(torch.compile(network))
+        compiled = torch.compile(half)
+        found.append(Other("monai bf16 compiled", monai_way(compiled), one_window(compiled)))
     if "nnunet" in names:
-        found["nnunet fp32"] = nnunet_way(network)
+        found.append(Other("nnunet fp32", nnunet_way(network), one_window(network), slow=True))
     return found
