@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import require
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
@@ -104,7 +105,8 @@ def open_page(
 ) -> Iterator[Page]:
     """The page of a file, in a browser of its own with an empty profile folder; ``flags`` come after FLAGS."""
     program = shutil.which("chromium")
-    assert program, "this test looks at a page in a browser; install it with: apt-get install chromium"
+    require(program, "this test looks at a page in a browser; install it with: apt-get install chromium")
+    assert program
     with subprocess.Popen(
         [program, *FLAGS, *flags, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={profile}", "about:blank"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import NO_WEBGL, Page, open_page
 from click.testing import CliRunner
+from machine import require
 
 from dropgen_rt import report, report_volumes
 from dropgen_rt.cli import main
@@ -73,7 +74,7 @@ def written(tiny, builders, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    assert report.has_viewer(), "these tests look at the viewer; bring it in with: make viewer"
+    require(report.has_viewer(), "these tests look at the viewer; install npm, then: make viewer")
     with open_page(written, tmp_path_factory.mktemp("profile"), SMALL) as opened:
         opened.wait_for("document.body.dataset.state !== 'static'")
         assert (

@@ -5,7 +5,6 @@ which. CI sets DROPGEN_RT_PEERS, and with it a missing peer is a failure; a test
 """
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -21,13 +20,13 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 from dicom_series import uid, write
+from machine import REQUIRED
 
 from dropgen_rt.dicom.read import read_dicom
 
 PROGRAMS = ("Orthanc", "storescu", "getscu", "findscu", "dcmsend", "dciodvfy", "dcentvfy", "dcmcjpeg", "dcmcjpls",
             "dcmcrle", "dcmconv", "dcmmkdir")  # fmt: skip
 BESIDE_PYTHON = ("segimage2itkimage", "tid1500reader", "dropgen-rt")
-REQUIRED = os.environ.get("DROPGEN_RT_PEERS") == "1"
 ROOT = Path(__file__).parents[2]
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import openvino
 import pytest
 from openvino import opset13 as ops
+from tolerances import INSTANCE_NORM
 
 from dropgen_rt.engines.openvino_means import sum_by_axes
-from tolerances import INSTANCE_NORM
 
 EPS = 1e-5
 
