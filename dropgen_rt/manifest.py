@@ -24,6 +24,8 @@ SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 SMALLEST_MM, LARGEST_MM = 1e-3, 1e3
 MOST_VOXELS = 2**27
 MOST_LABELS = 65535
+# Within float32, and so is its reciprocal.
+LARGEST_INTENSITY = 1e30
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Intensity:
             raise ModelError(f"intensity kind {self.kind!r}: accepted are 'percentile' and 'range'")
         if not (math.isfinite(self.lower) and math.isfinite(self.upper) and self.lower < self.upper):
             raise ModelError(f"intensity bounds {self.lower}, {self.upper}: the first must be the smaller, both finite")
+        if max(-self.lower, self.upper) > LARGEST_INTENSITY or self.upper - self.lower < 1 / LARGEST_INTENSITY:
+            raise ModelError(
+                f"intensity bounds {self.lower}, {self.upper}: accepted are -{LARGEST_INTENSITY:g} to "
+                f"{LARGEST_INTENSITY:g}, {1 / LARGEST_INTENSITY:g} apart or more"
+            )
         if self.kind == "percentile" and not (self.lower >= 0 and self.upper <= 100):
             raise ModelError(f"intensity percentiles {self.lower}, {self.upper}: accepted are 0 to 100")
 

@@ -229,11 +229,11 @@ def test_an_array_with_voxels_that_are_no_numbers(tiny, tmp_path, kind, value):
         segment(Volume(array, volume.geometry), path)
 
 
-@pytest.mark.parametrize("device", ["cuda", "gpu", "", "CPU:1"])
-def test_an_unknown_device(model, device):
-    with pytest.raises(
-        ResourceError, match=rf"device '?{device}'?: (accepted are auto, cpu|no NVIDIA driver|.*build-engine)"
-    ):
+@pytest.mark.parametrize(
+    ("device", "error"), [("cuda", ResourceError), ("gpu", UsageError), ("", UsageError), ("CPU:1", UsageError)]
+)
+def test_an_unknown_device(model, device, error):
+    with pytest.raises(error, match=rf"device '?{device}'?: (accepted are auto, cpu|no NVIDIA driver|.*build-engine)"):
         open_engine(model, device)
 
 

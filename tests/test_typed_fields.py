@@ -110,6 +110,8 @@ VALUES = [
     ({"spacing_mm": [1e300, 1, 1]}, "is not three lengths in mm"),
     ({"intensity": {"kind": "percentile", "lower": -1, "upper": 99}}, "accepted are 0 to 100"),
     ({"intensity": {"kind": "range", "lower": "0", "upper": "1"}}, r"intensity\.lower: '0' is not a finite number"),
+    ({"intensity": {"kind": "range", "lower": -1e308, "upper": 1e308}}, r"accepted are -1e\+30 to 1e\+30"),
+    ({"intensity": {"kind": "range", "lower": 0, "upper": 1e-300}}, "1e-30 apart or more"),
     ({"schema": "1.1\n"}, "not a dropgen-rt manifest"),
     ({"schema": "²"}, "not a dropgen-rt manifest"),
 ]  # fmt: skip
