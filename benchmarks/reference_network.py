@@ -8,8 +8,8 @@ Encoder of 5.9 and segmentor of 36.9 million parameters, window 96^3 at 1 mm, ra
 statistics from crops of one brain (``../shared/data/brain_t1``); then the last level of the segmentor learns white
 matter and the rest of that brain from what the frozen layers below give it, starting from the finest features. It is no
 useful model. What comes up from coarser levels is noise that depends on where windows lie, more than in a trained
-network; with ``--finest-only`` all of it is computed and then weighted by zero, so that labels depend on near voxels only,
-less than in a trained network. Seeded: a machine repeats its weights.
+network; with ``--finest-only`` all of it is computed and then weighted by zero, so that labels depend on near voxels
+only, less than in a trained network. Seeded: a machine repeats its weights.
 """
 
 import argparse
