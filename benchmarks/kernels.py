@@ -84,6 +84,7 @@ def cases() -> list[Case]:
     half = logits.astype(np.float16)
     bounds, place, table = Normalisation((0.1,), (0.9,), (0.1,), (1.25,)), starts[:1], empty_table(14)
     same, coarse = [Taps.identity(256)] * 3, [triangle(256, 171)] * 3
+    as_it_is, coarser = np.empty((1, 256, 256, 256), np.float32), np.empty((1, 171, 171, 171), np.float32)
     return [
         ("gather", "8 windows of 96^3", 2 * windows.nbytes, lambda: gather(image, starts, window, bounds, windows)),
         ("accumulate", "14 classes, 96^3", 3 * logits.nbytes, lambda: accumulate(sums, logits, place, weights)),
@@ -91,8 +92,8 @@ def cases() -> list[Case]:
         ("finalise", "14 classes, 97 x 192 x 192", sums.nbytes + sums[0].size, lambda: finalise(sums, totals, own)),
         ("finalise", "14 classes, to 97 x 256 x 256", sums.nbytes + 97 * 256 * 256,
          lambda: finalise(sums, totals, fine)),
-        ("resample", "int16 256^3 as it is", short.nbytes + volume.nbytes, lambda: resample(short, same)),
-        ("resample", "int16 256^3 to 171^3", short.nbytes + 4 * 171**3, lambda: resample(short, coarse)),
+        ("resample", "int16 256^3 as it is", short.nbytes + volume.nbytes, lambda: resample(short, same, out=as_it_is)),
+        ("resample", "int16 256^3 to 171^3", short.nbytes + 4 * 171**3, lambda: resample(short, coarse, out=coarser)),
         ("extremes", "8 windows of 128^3", volume.nbytes,
          lambda: extremes(volume, starts // 96 * 128, (128, 128, 128))),
         ("histogram", "256^3, 11 bits", volume.nbytes, lambda: histogram(volume, 21, 11, 0)),

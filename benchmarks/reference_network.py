@@ -7,8 +7,9 @@
 Encoder of 5.9 and segmentor of 36.9 million parameters, window 96^3 at 1 mm, random weights. Batch norms take their
 statistics from crops of one brain (``../shared/data/brain_t1``); then the last level of the segmentor learns white
 matter and the rest of that brain from what the frozen layers below give it, starting from the finest features. It is no
-useful model, and leans less on far voxels than a trained one; but its labels are decided, so that Dice between two ways
-of running it says something. Seeded: a machine repeats its weights.
+useful model. What comes up from coarser levels is noise that depends on where windows lie, more than in a trained
+network; with ``--finest-only`` all of it is computed and then weighted by zero, so that labels depend on near voxels
+only, less than in a trained network. Seeded: a machine repeats its weights.
 """
 
 import argparse
@@ -95,12 +96,13 @@ def below_the_last_level(network: DropGen, image: Tensor) -> Tensor:
         )[0].float()
 
 
-def learn(network: DropGen, seen: list[tuple[Tensor, Tensor]], steps: int) -> None:
+def learn(network: DropGen, seen: list[tuple[Tensor, Tensor]], steps: int, finest_only: bool) -> None:
     """The last level's three convolutions; all norms keep their statistics."""
     assert isinstance(network.segmentor, UNet)
     network.requires_grad_(False)
-    with torch.no_grad():  # as the first layer starts from the image, the last level starts from the finest features
-        network.segmentor.model[LAST_LEVEL].weight[:, network.segmentor.config.width :] = 0
+    # As the first layer starts from the image, the last level starts from the finest features.
+    coarser = network.segmentor.model[LAST_LEVEL].weight.data[:, network.segmentor.config.width :]
+    coarser.zero_()
     last = network.segmentor.model[LAST_LEVEL:].requires_grad_(True)
     optimiser, loss_of = torch.optim.AdamW(last.parameters(), PEAK_RATE), make_loss("dice_ce")
     rng = np.random.default_rng(1)
@@ -114,6 +116,8 @@ def learn(network: DropGen, seen: list[tuple[Tensor, Tensor]], steps: int) -> No
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if finest_only:
+            coarser.zero_()
         if step % 20 == 19:
             print(f"step {step + 1} of {steps}: loss {loss.item():.4f}", flush=True)
 
@@ -123,6 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--crops", type=int, default=3, help="Crops of 96^3 to learn from.")
+    parser.add_argument("--finest-only", action="store_true", help="What comes up from coarser levels has no weight.")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     network = DropGen(UNetConfig(17, len(LABELS) + 1, 20, 5), ANATOMIX).eval()
@@ -136,21 +141,22 @@ def main() -> None:
         for _ in range(arguments.crops):
             image, target = crops.draw(RUN)
             seen.append((below_the_last_level(network, image), target))
-        learn(network, seen, arguments.steps)
-    write(network, arguments.out, arguments.steps)
+        learn(network, seen, arguments.steps, arguments.finest_only)
+    write(network, arguments.out, arguments.steps, arguments.finest_only)
 
 
-def write(network: DropGen, out: Path, steps: int) -> None:
+def write(network: DropGen, out: Path, steps: int, finest_only: bool) -> None:
     """The checkpoint and the model exported from it."""
     config = TrainConfig(width=20, levels=5, window=(RUN,) * 3, spacing_mm=(1.0, 1.0, 1.0), steps=steps)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "reference.pt"
+    told = ", no weight on coarser levels" if finest_only else ""
     content = {
         "network": network.description(),
         "state": {key: value.contiguous() for key, value in network.state_dict().items()},
         "labels": [asdict(label) for label in LABELS],
         "dataset": {
-            "name": f"one brain, the last level only, {steps} steps",
+            "name": f"one brain, the last level only, {steps} steps{told}",
             "channels": ["T1"],
             "notice": "For timing only.",
         },

@@ -14,7 +14,9 @@ from typing import Generic, TypeVar
 
 from dropgen_rt.errors import DropgenError
 
-Job, Read, Made = TypeVar("Job"), TypeVar("Read"), TypeVar("Made")
+Job = TypeVar("Job")
+Read = TypeVar("Read")
+Made = TypeVar("Made")
 
 
 class Stages(Generic[Job, Read, Made]):

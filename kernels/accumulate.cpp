@@ -34,25 +34,26 @@ DROPGEN_ROW accumulate_row(float* __restrict sums, const Logit* __restrict logit
 }
 
 #ifdef DROPGEN_F16C
-// The processor's own widening, a piece of the row at a time.
-__attribute__((target("avx2,f16c"), noinline)) void widen_row(const Half* from, int64_t count, float* to) {
+// The processor's own widening, in registers.
+__attribute__((target("avx2,f16c"), noinline)) void accumulate_half_row(float* sums, const Half* logits, int64_t count,
+                                                                        float weight_z, float weight_y,
+                                                                        const float* weights_x) {
+    const __m256 weight_zy = _mm256_set1_ps(weight_z * weight_y);
     int64_t x = 0;
-    for (; x + 8 <= count; x += 8)
-        _mm256_storeu_ps(to + x, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + x))));
-    for (; x < count; ++x) to[x] = widened(from[x]);
+    for (; x + 8 <= count; x += 8) {
+        const __m256 logit = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(logits + x)));
+        const __m256 weight = _mm256_mul_ps(weight_zy, _mm256_loadu_ps(weights_x + x));
+        _mm256_storeu_ps(sums + x, _mm256_add_ps(_mm256_loadu_ps(sums + x), _mm256_mul_ps(weight, logit)));
+    }
+    for (; x < count; ++x)
+        sums[x] = accumulated(sums[x], window_weight(weight_z, weight_y, weights_x[x]), widened(logits[x]));
 }
 
 void accumulate_row(float* sums, const Half* logits, int64_t count, float weight_z, float weight_y,
                     const float* weights_x) {
     static const bool has_f16c = __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avx2");
-    if (!has_f16c) return accumulate_row<Half>(sums, logits, count, weight_z, weight_y, weights_x);
-    constexpr int64_t PIECE = 256;
-    float wide[PIECE];
-    for (int64_t x = 0; x < count; x += PIECE) {
-        const int64_t here = std::min(PIECE, count - x);
-        widen_row(logits + x, here, wide);
-        accumulate_row(sums + x, wide, here, weight_z, weight_y, weights_x + x);
-    }
+    if (has_f16c) return accumulate_half_row(sums, logits, count, weight_z, weight_y, weights_x);
+    accumulate_row<Half>(sums, logits, count, weight_z, weight_y, weights_x);
 }
 #endif
 

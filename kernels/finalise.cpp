@@ -28,7 +28,12 @@ using Ints = py::array_t<int32_t, py::array::c_style>;
 
 // Each class's sums are read in runs of this many output voxels: long enough for the memory to stream, short
 // enough for the strip's best values and labels to stay in cache.
-constexpr int64_t STRIP_VOXELS = 1536;
+constexpr int64_t STRIP_VOXELS = 4096;
+
+// Classes that compete in one pass.
+constexpr int TOGETHER = 4;
+
+constexpr int64_t CACHE_LINE = 64;  // bytes
 
 struct Axis {
     const int32_t *lower, *upper;
@@ -67,7 +72,7 @@ struct Strip {
 
     explicit Strip(const Problem& p)
         : rows(std::max<int64_t>(1, STRIP_VOXELS / p.out.x)),
-          blended(p.size.x + 16, 0.0f),  // room to load eight beyond the end
+          blended(TOGETHER * (p.size.x + 16), 0.0f),  // room to load eight beyond the end
           value(p.out.x),
           best(rows * p.out.x),
           total(p.wants_probability ? rows * p.out.x : 0),
@@ -102,51 +107,70 @@ DROPGEN_ROW interpolate_row(const float* __restrict row, const int32_t* __restri
     for (int64_t x = 0; x < count; ++x) value[x] = between(near[x], row[lower[x]], far[x], row[upper[x]]);
 }
 
-// Maxima, not conditional stores: compilers guard those with a branch, which mispredicts at every boundary
-// (2.5 times slower on noise). Classes come in rising order, so the greater label is the later one.
+// Both values are loaded first and both are stored always: a conditional store would become a branch, which
+// mispredicts at every boundary (2.5 times slower on noise).
 DROPGEN_ROW keep_best(const float* __restrict value, int32_t k, int64_t count, float* __restrict best,
                       int32_t* __restrict label) {
     for (int64_t x = 0; x < count; ++x) {
-        label[x] = std::max(label[x], beats(value[x], best[x]) ? k : 0);
-        best[x] = std::max(best[x], value[x]);
+        const float before = best[x];
+        const int32_t winner = label[x];
+        best[x] = beats(value[x], before) ? value[x] : before;
+        label[x] = beats(value[x], before) ? k : winner;
     }
 }
 
-// On the identity grid, where one row counts and nothing but the label is asked for: everything in one pass.
-DROPGEN_ROW compete_identity(const float* __restrict sums, float weight, const float* __restrict near, int32_t k,
-                             int64_t count, float* __restrict best, int32_t* __restrict label) {
+// On the identity grid, where one row counts and nothing but the label is asked for: everything in one pass, and four
+// classes in it, so that best and label are loaded and stored once for them. `step` is from class to class.
+template <int CLASSES>
+DROPGEN_ROW compete_identity(const float* __restrict sums, int64_t step, float weight, const float* __restrict near,
+                             int32_t k, int64_t count, float* __restrict best, int32_t* __restrict label) {
     for (int64_t x = 0; x < count; ++x) {
-        const float value = near[x] * (weight * sums[x]);
-        label[x] = std::max(label[x], beats(value, best[x]) ? k : 0);
-        best[x] = std::max(best[x], value);
+        float most = best[x];
+        int32_t winner = label[x];
+#pragma GCC unroll 4
+        for (int own = 0; own < CLASSES; ++own) {
+            const float value = near[x] * (weight * sums[x + own * step]);
+            winner = beats(value, most) ? k + own : winner;
+            most = beats(value, most) ? value : most;
+        }
+        best[x] = most;
+        label[x] = winner;
     }
 }
 
 #ifdef DROPGEN_AVX2
 // Between neighbours on a finer grid, eight outputs lie within eight inputs: two loads and two permutations do what
 // sixteen lookups would. upper is lower + 1, or the last voxel, whose far is 0; the row has room beyond its end.
-__attribute__((target("avx2"), noinline)) void compete_finer(const float* row, const Finer& finer, const float* near,
-                                                             const float* far, int32_t k, int64_t count, float* best,
-                                                             int32_t* label) {
-    const __m256i own = _mm256_set1_epi32(k);
+// `rows` are those of CLASSES classes from k on, `step` apart.
+template <int CLASSES>
+__attribute__((target("avx2"), noinline)) void compete_finer(const float* rows, int64_t step, const Finer& finer,
+                                                             const float* near, const float* far, int32_t k,
+                                                             int64_t count, float* best, int32_t* label) {
     for (int64_t x = 0; x + 8 <= count; x += 8) {
-        const float* from = row + finer.base[x / 8];
+        const float* from = rows + finer.base[x / 8];
         const __m256i place = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(finer.place.data() + x));
-        const __m256 lower = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), place);
-        const __m256 upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + 1), place);
-        const __m256 value = _mm256_add_ps(_mm256_mul_ps(_mm256_loadu_ps(near + x), lower),
-                                           _mm256_mul_ps(_mm256_loadu_ps(far + x), upper));
-        const __m256 before = _mm256_loadu_ps(best + x);
-        const __m256 wins = _mm256_cmp_ps(value, before, _CMP_GT_OQ);
+        const __m256 of_lower = _mm256_loadu_ps(near + x), of_upper = _mm256_loadu_ps(far + x);
+        __m256 most = _mm256_loadu_ps(best + x);
         __m256i* to = reinterpret_cast<__m256i*>(label + x);
-        _mm256_storeu_si256(to, _mm256_blendv_epi8(_mm256_loadu_si256(to), own, _mm256_castps_si256(wins)));
-        _mm256_storeu_ps(best + x, _mm256_blendv_ps(before, value, wins));
+        __m256i winner = _mm256_loadu_si256(to);
+#pragma GCC unroll 4
+        for (int own = 0; own < CLASSES; ++own) {
+            const __m256 lower = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + own * step), place);
+            const __m256 upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + own * step + 1), place);
+            const __m256 value = _mm256_add_ps(_mm256_mul_ps(of_lower, lower), _mm256_mul_ps(of_upper, upper));
+            const __m256 wins = _mm256_cmp_ps(value, most, _CMP_GT_OQ);
+            winner = _mm256_blendv_epi8(winner, _mm256_set1_epi32(k + own), _mm256_castps_si256(wins));
+            most = _mm256_blendv_ps(most, value, wins);
+        }
+        _mm256_storeu_si256(to, winner);
+        _mm256_storeu_ps(best + x, most);
     }
-    for (int64_t x = count / 8 * 8; x < count; ++x) {
-        const int64_t at = finer.base[x / 8] + finer.place[x];
-        const float value = between(near[x], row[at], far[x], row[at + 1]);
-        if (beats(value, best[x])) best[x] = value, label[x] = k;
-    }
+    for (int64_t x = count / 8 * 8; x < count; ++x)
+        for (int own = 0; own < CLASSES; ++own) {
+            const float* at = rows + own * step + finer.base[x / 8] + finer.place[x];
+            const float value = between(near[x], at[0], far[x], at[1]);
+            if (beats(value, best[x])) best[x] = value, label[x] = k + own;
+        }
 }
 #endif
 
@@ -186,24 +210,35 @@ void blend_rows(const Problem& p, const float* sums, const Corners& corners, flo
         for (int64_t x = 0; x < p.size.x; ++x) row[x] = (w[0] * at[0][x] + w[1] * at[1][x]) + w[2] * at[2][x];
 }
 
-// Class k > 0 against the best of the strip's row r, in one pass over it; false where the general way is needed.
-bool compete_at_once(const Problem& p, const float* sums, int64_t k, int64_t r, Strip& strip) {
-    if (k == 0 || p.wants_probability || p.wants_margin) return false;
+// CLASSES classes from k > 0 on against the best of the strip's row r, in one pass over it.
+template <int CLASSES>
+void compete_at_once(const Problem& p, const float* sums, int64_t step, int64_t k, int64_t r, Strip& strip) {
     const Corners& corners = strip.corners[r];
     float* best = strip.best.data() + r * p.out.x;
     int32_t* label = strip.label.data() + r * p.out.x;
-    if (p.x_is_identity && corners.count == 1) {
-        compete_identity(sums + corners.offset[0], corners.weight[0], p.near.data(), int32_t(k), p.out.x, best, label);
-        return true;
+    if (p.x_is_identity) {
+        // The same row of the next classes comes up after this strip's other rows: the memory can begin with it now.
+        for (int64_t own = CLASSES; own < std::min<int64_t>(2 * CLASSES, p.classes - k); ++own)
+            for (int64_t x = 0; x < p.size.x; x += CACHE_LINE / int64_t(sizeof(float)))
+                __builtin_prefetch(sums + own * step + corners.offset[0] + x);
+        return compete_identity<CLASSES>(sums + corners.offset[0], step, corners.weight[0], p.near.data(), int32_t(k),
+                                         p.out.x, best, label);
     }
 #ifdef DROPGEN_AVX2
-    if (!p.x_is_identity && !p.finer.base.empty()) {
-        blend_rows(p, sums, corners, strip.blended.data());
-        compete_finer(strip.blended.data(), p.finer, p.near.data(), p.far.data(), int32_t(k), p.out.x, best, label);
-        return true;
-    }
+    const int64_t apart = int64_t(strip.blended.size()) / TOGETHER;
+    for (int own = 0; own < CLASSES; ++own)
+        blend_rows(p, sums + own * step, corners, strip.blended.data() + own * apart);
+    compete_finer<CLASSES>(strip.blended.data(), apart, p.finer, p.near.data(), p.far.data(), int32_t(k), p.out.x,
+                           best, label);
 #endif
-    return false;
+}
+
+// Whether all rows of the strip can be done by compete_at_once.
+bool at_once(const Problem& p, const Strip& strip, int64_t rows) {
+    if (p.wants_probability || p.wants_margin) return false;
+    if (!p.x_is_identity) return !p.finer.base.empty();
+    const auto single = [](const Corners& corners) { return corners.count == 1; };
+    return std::all_of(strip.corners.begin(), strip.corners.begin() + rows, single);
 }
 
 // Where eight outputs always lie within eight inputs and between neighbours; else empty.
@@ -263,13 +298,22 @@ void finalise_strips(const Problem& p, Label* labels, float* probability, float*
         Strip& strip = strips[omp_get_thread_num()];
         const int64_t count = std::min(per_strip, rows - first);
         for (int64_t r = 0; r < count; ++r) strip.corners[r] = corners_of(p, first + r);
-        for (int64_t k = 0; k < p.classes; ++k) {
-            const float* sums = p.sums + k * p.size.z * p.size.y * p.size.x;
+        const int64_t step = p.size.z * p.size.y * p.size.x;
+        const bool fast = at_once(p, strip, count);
+        for (int64_t k = 0; k < p.classes;) {
+            const float* sums = p.sums + k * step;
+            const bool several = fast && k > 0 && k + TOGETHER <= p.classes;
             for (int64_t r = 0; r < count; ++r) {
-                if (compete_at_once(p, sums, k, r, strip)) continue;
-                row_values(p, sums, strip.corners[r], strip);
-                compete(p, k, r, strip);
+                if (several) {
+                    compete_at_once<TOGETHER>(p, sums, step, k, r, strip);
+                } else if (fast && k > 0) {
+                    compete_at_once<1>(p, sums, step, k, r, strip);
+                } else {
+                    row_values(p, sums, strip.corners[r], strip);
+                    compete(p, k, r, strip);
+                }
             }
+            k += several ? TOGETHER : 1;
         }
         for (int64_t i = 0; i < count * p.out.x; ++i) labels[first * p.out.x + i] = Label(strip.label[i]);
         const int64_t voxels = count * p.out.x, to = first * p.out.x;

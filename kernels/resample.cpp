@@ -90,6 +90,28 @@ DROPGEN_ROW normalise_row(float* __restrict row, int64_t count, ChannelNormalisa
     for (int64_t x = 0; x < count; ++x) row[x] = normalise(row[x], n);
 }
 
+// One source row that alone makes an output row: all three axes and the normalisation in one pass.
+template <typename Voxel>
+DROPGEN_ROW single_row(const Voxel* __restrict from, int64_t count, float weight_z, float weight_y,
+                       const float* __restrict weight_x, ChannelNormalisation n, float* __restrict out) {
+    for (int64_t x = 0; x < count; ++x) {
+        const float along_z = with_tap(0.0f, weight_z, float(from[x]));
+        out[x] = normalise(with_tap(0.0f, weight_x[x], with_tap(0.0f, weight_y, along_z)), n);
+    }
+}
+
+// An output plane (height, width) of single rows.
+template <typename Voxel>
+void single_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, const Taps& y, int64_t oz,
+                  int64_t height, const float* weight_x, const ChannelNormalisation& n, float* out) {
+    for (int64_t oy = 0; oy < height; ++oy) {
+        const Voxel* from = source.voxels + channel * source.steps.channel + z.first[oz] * source.steps.z +
+                            y.first[oy] * source.steps.y;
+        single_row<Voxel>(from, source.size_x, z.weight[oz * z.most], y.weight[oy * y.most], weight_x, n,
+                          out + oy * source.size_x);
+    }
+}
+
 // The source's (size_y, size_x) plane blended along z for output plane oz.
 template <typename Voxel>
 void blend_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, int64_t oz, float* plane) {
@@ -120,9 +142,18 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
     std::vector<std::vector<float>> planes(threads, std::vector<float>(source.size_y * source.size_x));
     std::vector<std::vector<float>> rows(threads, std::vector<float>(source.size_x));
 
+    const bool single_yx =
+        source.steps.x == 1 && taps_x.identity &&
+        std::all_of(y.count, y.count + height, [](int32_t taps) { return taps == 1; });
+
     py::gil_scoped_release released;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < channels * depth; ++i) {
+        if (single_yx && z.count[i % depth] == 1) {
+            single_plane(source, i / depth, z, y, i % depth, height, taps_x.weight.data(),
+                         channel_normalisation(table, channels, i / depth), to + i * height * width);
+            continue;
+        }
         float *plane = planes[omp_get_thread_num()].data(), *row = rows[omp_get_thread_num()].data();
         blend_plane(source, i / depth, z, i % depth, plane);
         const ChannelNormalisation n = channel_normalisation(table, channels, i / depth);

@@ -80,8 +80,11 @@ def resample_definition(volume: NDArray[Any], taps: Sequence[Taps], normalisatio
     return (np.where(array > upper, upper, array) - offset) * scale
 
 
-def resample(volume: NDArray[Any], taps: Sequence[Taps], normalisation: Normalisation | None = None) -> Float32Array:
-    """``volume`` on another grid: (C, nz, ny, nx) float32, normalised if asked.
+def resample(
+    volume: NDArray[Any], taps: Sequence[Taps], normalisation: Normalisation | None = None,
+    out: Float32Array | None = None,
+) -> Float32Array:  # fmt: skip
+    """``volume`` on another grid: (C, nz, ny, nx) float32, normalised if asked, in ``out`` if that is given.
 
     volume: (C, Z, Y, X) float32, int16, uint16 or uint8, finite; of any strides, so that a scan turned by views needs
     no copy. taps: of z, y and x. Equal to ``resample_definition`` in every bit, whatever the number of threads.
@@ -96,7 +99,10 @@ def resample(volume: NDArray[Any], taps: Sequence[Taps], normalisation: Normalis
     chosen = Normalisation.identity(len(volume)) if normalisation is None else normalisation
     if chosen.channels != len(volume):
         raise ValueError(f"normalisation is for {chosen.channels} channels, the volume has {len(volume)}")
-    out = np.empty((len(volume), *map(len, taps)), np.float32)
+    shape = (len(volume), *map(len, taps))
+    if out is None:
+        out = np.empty(shape, np.float32)
+    require_array("out", out, np.float32, shape, writes=True)
     if out.size:
         first, count, weight = zip(*((along.first, along.count, along.weight) for along in taps), strict=True)
         _host.resample(volume, first, count, weight, chosen.table(), out)

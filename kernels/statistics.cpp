@@ -23,7 +23,7 @@ struct Run {
     int64_t z, y, first, last, sum, squares;
 };
 
-void add(int64_t* row, const Run& run) {
+inline void add(int64_t* row, const Run& run) {
     row[COUNT] += run.last - run.first;
     row[SUM] += run.sum;
     row[SQUARES] += run.squares;
@@ -34,21 +34,47 @@ void add(int64_t* row, const Run& run) {
     }
 }
 
-DROPGEN_ROW levels_of(const float* __restrict value, int64_t count, float offset, float scale,
-                      int32_t* __restrict levels) {
-    for (int64_t x = 0; x < count; ++x) levels[x] = level(value[x], offset, scale);
+// In two passes: in one, the compiler sees which clamped values are known and branches on them instead of using
+// vectors.
+DROPGEN_ROW clamp_row(const float* __restrict value, int64_t count, float offset, float scale,
+                      float* __restrict clamped) {
+    for (int64_t x = 0; x < count; ++x) clamped[x] = clamped_level(value[x], offset, scale);
 }
 
-// A level is below 2^16, so its square fits 32 bits.
-inline void add_levels(const int32_t* __restrict levels, int64_t count, Run* run) {
-    uint64_t sum = 0, squares = 0;
-    for (int64_t x = 0; x < count; ++x) {
-        const uint32_t own = uint32_t(levels[x]);
-        sum += own;
-        squares += own * own;
+DROPGEN_ROW round_row(const float* __restrict clamped, int64_t count, int32_t* __restrict levels) {
+    for (int64_t x = 0; x < count; ++x) levels[x] = rounded_level(clamped[x]);
+}
+
+// Where the run of the label at `first` ends: eight bytes of labels at a time.
+template <typename Label>
+inline int64_t run_end(const Label* label, int64_t first, int64_t count) {
+    constexpr int64_t AT_ONCE = sizeof(uint64_t) / sizeof(Label);
+    const uint64_t same = label[first] * (~uint64_t(0) / Label(~Label(0)));  // the label in every place
+    int64_t x = first + 1;
+    for (; x + AT_ONCE <= count; x += AT_ONCE) {
+        uint64_t found;
+        memcpy(&found, label + x, sizeof found);
+        if (found != same) break;
     }
-    run->sum = int64_t(sum);
-    run->squares = int64_t(squares);
+    while (x < count && label[x] == label[first]) ++x;
+    return x;
+}
+
+// All runs of one row of the volume. A level is below 2^16, so its square fits 32 bits.
+template <typename Label>
+DROPGEN_ROW add_row(const Label* __restrict label, const int32_t* __restrict levels, int64_t count, int64_t z,
+                    int64_t y, int64_t* __restrict table) {
+    for (int64_t first = 0; first < count;) {
+        const int64_t last = run_end(label, first, count);
+        uint64_t sum = 0, squares = 0;
+        for (int64_t x = first; x < last; ++x) {
+            const uint32_t own = uint32_t(levels[x]);
+            sum += own;
+            squares += own * own;
+        }
+        add(table + int64_t(label[first]) * COLUMNS, {z, y, first, last, int64_t(sum), int64_t(squares)});
+        first = last;
+    }
 }
 
 template <typename Label>
@@ -63,6 +89,7 @@ void statistics(const py::array_t<Label, py::array::c_style>& labels, const Floa
     // Allocated here: an exception must not leave a parallel region.
     std::vector<std::vector<int64_t>> own(threads, std::vector<int64_t>(to, to + rows * COLUMNS));
     std::vector<std::vector<int32_t>> rows_of_levels(threads, std::vector<int32_t>(size.x));
+    std::vector<std::vector<float>> clamped_rows(threads, std::vector<float>(size.x));
     for (auto& one : own)
         for (int64_t i = 0; i < rows; ++i) std::fill_n(one.data() + i * COLUMNS, 3, int64_t(0));
 
@@ -72,13 +99,10 @@ void statistics(const py::array_t<Label, py::array::c_style>& labels, const Floa
         int64_t* mine = own[omp_get_thread_num()].data();
         const Label* in = label + plane_row * size.x;
         int32_t* levels = rows_of_levels[omp_get_thread_num()].data();
-        levels_of(value + plane_row * size.x, size.x, offset, scale, levels);
-        Run run{first_z + plane_row / size.y, plane_row % size.y, 0, 0, 0, 0};
-        for (int64_t x = 0; x < size.x; x = run.first = run.last) {
-            while (run.last < size.x && in[run.last] == in[x]) ++run.last;
-            add_levels(levels + x, run.last - x, &run);
-            add(mine + int64_t(in[x]) * COLUMNS, run);
-        }
+        float* clamped = clamped_rows[omp_get_thread_num()].data();
+        clamp_row(value + plane_row * size.x, size.x, offset, scale, clamped);
+        round_row(clamped, size.x, levels);
+        add_row<Label>(in, levels, size.x, first_z + plane_row / size.y, plane_row % size.y, mine);
     }
     for (const auto& one : own)
         for (int64_t i = 0; i < rows; ++i) {

@@ -23,6 +23,27 @@ def test_equals_definition_in_every_bit(seed, voxel_type):
     assert resample(volume, taps, normalisation).tobytes() == resample_definition(volume, taps, normalisation).tobytes()
 
 
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from(VOXEL_TYPES))
+def test_one_source_row_for_an_output_row(seed, voxel_type):
+    """The way without intermediate planes: x as it is, one tap along y, one or several along z, an output given."""
+    rng = np.random.default_rng(seed)
+    volume = (rng.standard_normal((2, *size(rng, 14))) * 1000).astype(voxel_type)
+    volume[volume == 1] = -0.0
+    depth, height, width = volume.shape[1:]
+    rows = int(rng.integers(1, 14))
+    y = Taps(
+        rng.integers(0, height, rows).astype(np.int32), np.ones(rows, np.int32),
+        rng.standard_normal((rows, 1)).astype(np.float32),
+    )  # fmt: skip
+    x = Taps(np.arange(width, dtype=np.int32), np.ones(width, np.int32), normal(rng, (width, 1)))
+    taps = [random_taps(rng, depth, 7) if rng.random() < 0.5 else Taps.identity(depth), y, x]
+    normalisation = Normalisation((-500.0,) * 2, (900.0,) * 2, (3.0,) * 2, (0.01,) * 2)
+    out = np.full((2, len(taps[0]), rows, width), np.nan, np.float32)
+    assert resample(volume, taps, normalisation, out) is out
+    assert out.tobytes() == resample_definition(volume, taps, normalisation).tobytes()
+
+
 def test_same_bits_with_one_and_two_threads():
     rng = np.random.default_rng(0)
     volume, taps = normal(rng, (2, 9, 10, 11)), [random_taps(rng, n, 20) for n in (9, 10, 11)]
