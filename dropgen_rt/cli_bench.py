@@ -27,11 +27,13 @@ AGAINST = ("monai", "torch", "nnunet")
 @click.option("--overlap", type=float, help="Ours: share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="Ours: how overlapping windows are weighed.")
 @click.option("--window", metavar="SIZE", help="Ours: as for infer.")
+@click.option("--precision", help="Ours: auto, fp32 or bf16, past the installed engine and its gate.")
 @click.option("-o", "--out", type=FILE, help="Write the figures as JSON.")
 @click.option("--picture", type=FILE, help="Draw the times as bars, PNG.")
 def bench(
     scan: Path, model: str | None, checkpoint: Path | None, against: str, runs: int, slow_runs: int,
-    overlap: float | None, blend: Blend | None, window: str | None, out: Path | None, picture: Path | None,
+    overlap: float | None, blend: Blend | None, window: str | None, precision: str | None,
+    out: Path | None, picture: Path | None,
 ) -> None:  # fmt: skip
     """Time one scan from file to file, stage by stage, and beside other ways with the same network.
 
@@ -49,7 +51,7 @@ def bench(
     if names and checkpoint is None:
         raise UsageError("--against runs the network in PyTorch; name its file with --checkpoint")
     chosen = Settings(overlap=overlap, blend=blend, window=None if window is None else parse_window(window))
-    figures = measure(scan, model, checkpoint, names, (runs, slow_runs), chosen)
+    figures = measure(scan, model, checkpoint, names, (runs, slow_runs), chosen, precision)
     for line in bench_.table(figures):
         click.echo(line)
     if picture is not None:
@@ -63,7 +65,13 @@ def bench(
 
 
 def measure(
-    path: Path, model: str | None, checkpoint: Path | None, names: tuple[str, ...], runs: tuple[int, int], chosen: Any
+    path: Path,
+    model: str | None,
+    checkpoint: Path | None,
+    names: tuple[str, ...],
+    runs: tuple[int, int],
+    chosen: Any,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Figures of all ways and of our stages; ``runs`` is the number of rounds, and of those with PyTorch in fp32."""
     from dropgen_rt.bench import OURS, Way, provenance, stages
@@ -76,7 +84,7 @@ def measure(
 
     opened = open_named(model)
     records: list[Record] = []
-    with open_engine(opened) as engine, tempfile.TemporaryDirectory() as folder:
+    with open_engine(opened, precision=precision) as engine, tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "labels.nii.gz"
 
         def ours(settings: Settings, keep: bool) -> np.ndarray:

@@ -44,6 +44,29 @@ DROPGEN_ROW add_row(const Voxel* __restrict from, int64_t step, int64_t count, f
         for (int64_t x = 0; x < count; ++x) row[x] = with_tap(row[x], weight, float(from[x * step]));
 }
 
+// TAPS rows, `apart` from each other, in one pass: the sum stays in a register.
+template <int TAPS, typename Voxel>
+DROPGEN_ROW blend_taps(const Voxel* __restrict from, int64_t apart, int64_t count, const float* __restrict weight,
+                       float* __restrict row) {
+    for (int64_t x = 0; x < count; ++x) {
+        float sum = 0.0f;
+#pragma GCC unroll 4
+        for (int t = 0; t < TAPS; ++t) sum = with_tap(sum, weight[t], float(from[t * apart + x]));
+        row[x] = sum;
+    }
+}
+
+// The rows of `count` taps, each `length` voxels that are `step` apart, summed.
+template <typename Voxel>
+void blend_rows(const Voxel* from, int64_t apart, int64_t step, int64_t length, const float* weight, int32_t count,
+                float* row) {
+    if (step == 1 && count == 2) return blend_taps<2, Voxel>(from, apart, length, weight, row);
+    if (step == 1 && count == 3) return blend_taps<3, Voxel>(from, apart, length, weight, row);
+    if (step == 1 && count == 4) return blend_taps<4, Voxel>(from, apart, length, weight, row);
+    start_row<Voxel>(from, step, length, weight[0], row);
+    for (int32_t t = 1; t < count; ++t) add_row<Voxel>(from + t * apart, step, length, weight[t], row);
+}
+
 // The taps of x, tap by tap: tables (most, length), so that a tap of all outputs is one run. Beyond an output's own
 // taps the weight is zero, which adds nothing to a sum that began at zero.
 struct TapsAlongX {
@@ -79,11 +102,26 @@ DROPGEN_ROW weigh(const float* __restrict row, const float* __restrict weight, i
     for (int64_t x = 0; x < length; ++x) out[x] = with_tap(0.0f, weight[x], row[x]);
 }
 
+template <int TAPS>
+DROPGEN_ROW sum_taps(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
+                     int64_t length, float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) {
+        float sum = 0.0f;
+#pragma GCC unroll 4
+        for (int t = 0; t < TAPS; ++t) sum = with_tap(sum, weight[t * length + x], row[place[t * length + x]]);
+        out[x] = sum;
+    }
+}
+
 void along_x(const float* row, const TapsAlongX& taps, int64_t most, int64_t length, float* out) {
-    if (taps.identity) return weigh(row, taps.weight.data(), length, out);
-    start_tap(row, taps.place.data(), taps.weight.data(), length, out);
-    for (int64_t t = 1; t < most; ++t)
-        add_tap(row, taps.place.data() + t * length, taps.weight.data() + t * length, length, out);
+    const int32_t* place = taps.place.data();
+    const float* weight = taps.weight.data();
+    if (taps.identity) return weigh(row, weight, length, out);
+    if (most == 2) return sum_taps<2>(row, place, weight, length, out);
+    if (most == 3) return sum_taps<3>(row, place, weight, length, out);
+    if (most == 4) return sum_taps<4>(row, place, weight, length, out);
+    start_tap(row, place, weight, length, out);
+    for (int64_t t = 1; t < most; ++t) add_tap(row, place + t * length, weight + t * length, length, out);
 }
 
 DROPGEN_ROW normalise_row(float* __restrict row, int64_t count, ChannelNormalisation n) {
@@ -115,13 +153,12 @@ void single_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, c
 // The source's (size_y, size_x) plane blended along z for output plane oz.
 template <typename Voxel>
 void blend_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, int64_t oz, float* plane) {
-    for (int64_t y = 0; y < source.size_y; ++y)
-        for (int32_t t = 0; t < z.count[oz]; ++t) {
-            const Voxel* from = source.voxels + channel * source.steps.channel +
-                                (z.first[oz] + t) * source.steps.z + y * source.steps.y;
-            (t ? add_row<Voxel> : start_row<Voxel>)(from, source.steps.x, source.size_x, z.weight[oz * z.most + t],
-                                                    plane + y * source.size_x);
-        }
+    for (int64_t y = 0; y < source.size_y; ++y) {
+        const Voxel* from = source.voxels + channel * source.steps.channel + z.first[oz] * source.steps.z +
+                            y * source.steps.y;
+        blend_rows<Voxel>(from, source.steps.z, source.steps.x, source.size_x, z.weight + oz * z.most, z.count[oz],
+                          plane + y * source.size_x);
+    }
 }
 
 template <typename Voxel>
@@ -158,9 +195,8 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
         blend_plane(source, i / depth, z, i % depth, plane);
         const ChannelNormalisation n = channel_normalisation(table, channels, i / depth);
         for (int64_t oy = 0; oy < height; ++oy) {
-            for (int32_t t = 0; t < y.count[oy]; ++t)
-                (t ? add_row<float> : start_row<float>)(plane + (y.first[oy] + t) * source.size_x, 1, source.size_x,
-                                                        y.weight[oy * y.most + t], row);
+            blend_rows<float>(plane + y.first[oy] * source.size_x, source.size_x, 1, source.size_x,
+                              y.weight + oy * y.most, y.count[oy], row);
             float* own = to + (i * height + oy) * width;
             along_x(row, taps_x, x.most, width, own);
             normalise_row(own, width, n);

@@ -47,7 +47,7 @@ def test_ours_and_monai_side_by_side(folder, tmp_path, monkeypatch):
     out = tmp_path / "bench.json"
     named = "--scan", folder / "scan.nii.gz", "--model", folder / "model.onnx", "--checkpoint", folder / "best.pt"
     picture = tmp_path / "bench.png"
-    result = run(*named, "--against", "monai", "--runs", 2, "-o", out, "--picture", picture)
+    result = run(*named, "--against", "monai", "--precision", "fp32", "--runs", 2, "-o", out, "--picture", picture)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"wrote {picture} and {out}"
     found = json.loads(out.read_text())
