@@ -152,7 +152,7 @@ def ways(network: nn.Module, names: tuple[str, ...], shape: tuple[int, ...]) -> 
         found.append(Other("monai bf16, our overlap", monai_way(half), lambda: None, best=True))
     if "torch" in names:
         compiled = bfloat16(copy.deepcopy(network))
-        compiled.inner = torch.compile(compiled.inner)  # type: ignore[assignment]
+        compiled.inner = torch.compile(compiled.inner)  # type: ignore[arg-type, assignment]
         found.append(Other("monai bf16 compiled", monai_way(compiled), one_window(compiled)))
     if "nnunet" in names:
         found.append(Other("nnunet fp32", nnunet_way(network), one_window(network), slow=True))

@@ -35,14 +35,13 @@ from dropgen_rt.volume import read_label_map
 TEMPERATURE = 0.33
 VOXELS_PER_VIEW = 1024
 # How many decoder levels, counted from full resolution, the loss looks at beside the output itself.
-LEVELS_IN_LOSS = 1
-# A voxel beside another label is drawn so many times as often as one inside: features must be sharp at borders.
-BORDER_WEIGHT = 4.0
+LEVELS_IN_LOSS = 3
 SHAPES_SHARE = 0.5
 # A voxel's edge in crops of heads, so that the encoder meets fine and coarse scans; label maps are at 1 mm.
 SPACING_MM = (0.9, 2.5)
-SEVERITY = 0.8
-WARM_UP = 0.05
+# Stronger than what a segmentor trains under: features must outlast what they will meet.
+SEVERITY = 1.2
+PEAK_LEARNING_RATE, WARM_UP = 1e-3, 0.05
 REPORT_EVERY = 50
 STATE_FORMAT = "dropgen-rt pretraining 1"
 
@@ -57,8 +56,6 @@ class PretrainConfig:
     batch: int = 1
     seed: int = 0
     save_every: int = 500
-    learning_rate: float = 1e-3
-    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.width, self.batch, self.save_every) < 1 or self.edge < 16 or self.edge % 16:
@@ -103,9 +100,7 @@ def two_views(anatomy: Anatomy, edge: int, source: RandomSource) -> tuple[Tensor
         step = rng.uniform(*SPACING_MM) / SUBSAMPLES
         fine = look_up(chosen, deformed_coordinates(centre, edge, step, source))
     views = torch.stack([paint(fine, random_table(256, rng), source, SEVERITY) for _ in range(2)])
-    # A voxel is the mean of its fine samples and none of them is its middle: any one, so that borders do not move.
-    z, y, x = rng.integers(SUBSAMPLES, size=3)
-    return views, fine[z::SUBSAMPLES, y::SUBSAMPLES, x::SUBSAMPLES].contiguous()
+    return views, fine[::SUBSAMPLES, ::SUBSAMPLES, ::SUBSAMPLES]
 
 
 def label_weights(labels: Tensor) -> Tensor:
@@ -115,21 +110,9 @@ def label_weights(labels: Tensor) -> Tensor:
     return 1.0 / torch.bincount(index.flatten(), minlength=256 * len(labels)).view(-1, 256).clamp_min(20).double()
 
 
-def on_border(labels: Tensor) -> Tensor:
-    """(b, z, y, x) bool: voxels that have another label beside them along an axis."""
-    border = torch.zeros(labels.shape, dtype=torch.bool, device=labels.device)
-    for axis in range(1, labels.ndim):
-        length = labels.shape[axis] - 1
-        unlike = labels.narrow(axis, 0, length) != labels.narrow(axis, 1, length)
-        border.narrow(axis, 0, length).logical_or_(unlike)
-        border.narrow(axis, 1, length).logical_or_(unlike)
-    return border
-
-
 def balanced_voxels(labels: Tensor, weights: Tensor, count: int, source: RandomSource) -> Tensor:
-    """(b, count) flat indices of voxels drawn by their labels' weight, borders more often than what is inside."""
-    near = 1 + (BORDER_WEIGHT - 1) * on_border(labels).flatten(1).double()
-    cumulative = (weights.gather(1, labels.flatten(1).to(torch.int64)) * near).cumsum(1)
+    """(b, count) flat indices of voxels drawn by their labels' weight: small structures must be seen."""
+    cumulative = weights.gather(1, labels.flatten(1).to(torch.int64)).cumsum(1)
     shape = (len(labels), count)
     places = torch.rand(shape, generator=source.fields, device=labels.device, dtype=torch.float64)
     return torch.searchsorted(cumulative, places * cumulative[:, -1:]).clamp_max(cumulative.shape[1] - 1)
@@ -175,12 +158,10 @@ class Pretraining(nn.Module):
         return self.heads[layer](features) if layer < len(self.heads) else features
 
 
-def ensemble_loss(
-    model: Pretraining, views: Tensor, labels: Tensor, source: RandomSource, precision: str = "auto"
-) -> Tensor:
+def ensemble_loss(model: Pretraining, views: Tensor, labels: Tensor, source: RandomSource) -> Tensor:
     """Mean over layers and pairs of the contrastive loss; ``views`` (b, 2, 1, n, n, n), ``labels`` (b, n, n, n)."""
     device = labels.device
-    with autocast(device, precision):
+    with autocast(device):
         layers = model(views.flatten(0, 1).contiguous(memory_format=torch.channels_last_3d))
     weights = label_weights(labels)
     losses = []
@@ -205,7 +186,6 @@ def pretrain(
     device: str = "auto",
     resume: bool = False,
     tissues: Path | None = None,
-    init: Path | None = None,
 ) -> None:
     """Pretrain an encoder on the label maps (.nii.gz) of ``folder`` and write it to ``out``.
 
@@ -217,12 +197,10 @@ def pretrain(
     anatomy = Anatomy.read(folder, place, tissues)
     torch.manual_seed(config.seed)
     model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros"))).to(place)
-    if init is not None:
-        model.encoder.load_state_dict(checkpoint.load_encoder(init).state_dict())
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-5)
+    optimiser = torch.optim.AdamW(model.parameters(), PEAK_LEARNING_RATE, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.learning_rate, total_steps=max(config.steps, 2), pct_start=WARM_UP
+        optimiser, PEAK_LEARNING_RATE, total_steps=max(config.steps, 2), pct_start=WARM_UP
     )
     state = out.with_suffix(".state.pt")
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
@@ -255,7 +233,7 @@ def _descend(
     """One step; its loss, still on the device."""
     sources = [RandomSource.seeded(config.seed, step, i, device=device) for i in range(config.batch)]
     views, labels = zip(*(two_views(anatomy, config.edge, source) for source in sources), strict=True)
-    loss = ensemble_loss(model, torch.stack(views), torch.stack(labels), sources[0], config.precision)
+    loss = ensemble_loss(model, torch.stack(views), torch.stack(labels), sources[0])
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
