@@ -32,9 +32,14 @@ def _fold_batch_norms(unet: UNet) -> None:
 def folding_scales(network: DropGen) -> dict[str, Tensor]:
     """What folding multiplies each kernel by: its parameter's name -> (outputs,) float32, for kernels before a norm."""
     return {
-        f"{part}.model.{index - 1}.weight": (layer.weight * torch.rsqrt(layer.running_var + layer.eps)).detach()
+        f"{part}.model.{index - 1}.weight": _scale(layer)
         for part in ("segmentor", "encoder")
         if isinstance(unet := getattr(network, part), UNet)
         for index, layer in enumerate(unet.model)
         if isinstance(layer, nn.BatchNorm3d)
     }
+
+
+def _scale(norm: nn.BatchNorm3d) -> Tensor:
+    assert norm.running_var is not None  # UNet's norms keep statistics
+    return (norm.weight * torch.rsqrt(norm.running_var + norm.eps)).detach()

@@ -8,6 +8,7 @@ exactly what it was.
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -20,8 +21,10 @@ from dropgen_rt.errors import VerificationError
 # A kernel has an output and an input axis; biases and other vectors have one axis.
 KERNEL_AXES = 2
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def round_kernels(network: nn.Module) -> nn.Module:
+
+def round_kernels(network: Network) -> Network:
     """A copy of ``network`` whose kernels are rounded to float16 and held as float32.
 
     Raises VerificationError for a weight beyond float16's range (65504).

@@ -39,7 +39,7 @@ def _instance_norm(image: Output, eps: float) -> Output:
 
 def _mean(image: Output) -> Output:
     """(b, c, z, y, x) -> (b, c, 1, 1, 1). Unlike ``keep_dims`` keep OpenVINO from merging the three into one again."""
-    z, y, x = SPATIAL
-    rows = ops.reduce_mean(image, np.int64([x]), keep_dims=True)
-    planes = ops.reduce_mean(rows, np.int64([y]), keep_dims=False)
-    return ops.unsqueeze(ops.reduce_mean(planes, np.int64([z]), keep_dims=True), np.int64([x])).output(0)
+    z, y, x = (np.array([axis], np.int64) for axis in SPATIAL)
+    rows = ops.reduce_mean(image, x, keep_dims=True)
+    planes = ops.reduce_mean(rows, y, keep_dims=False)
+    return ops.unsqueeze(ops.reduce_mean(planes, z, keep_dims=True), x).output(0)

@@ -13,7 +13,7 @@ EPS = 1e-5
 
 def network(axes: tuple[int, ...], shape: list[int]) -> openvino.Model:
     image = ops.parameter(shape, np.float32)
-    norm = ops.mvn(image, np.int64(axes), True, EPS, "inside_sqrt")
+    norm = ops.mvn(image, np.array(axes, np.int64), True, EPS, "inside_sqrt")
     return openvino.Model([norm], [image])
 
 
