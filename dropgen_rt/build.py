@@ -84,15 +84,20 @@ def _batch(given: str) -> int | None:
 def _climb(
     model: Model, choice: Choice, options: BuildOptions, batch: int | None, line: Callable[[str], None]
 ) -> tuple[EngineRecord, bytes]:
-    """Try the precisions in order until one passes the gate; with an explicit precision there is one to try."""
+    """Try the precisions in order until one passes the gate; with an explicit precision there is one to try.
+
+    A narrow precision is not chosen by itself where the gate could not judge every label.
+    """
     for place, precision in enumerate(choice.precisions):
         record, content, report = _make(model, choice.kind, precision, choice.device, batch, options.threads, line)
         for row in report.lines(model.manifest):
             line(row)
-        if report.passed:
+        last = place + 1 == len(choice.precisions)
+        if report.passed and (last or not report.unjudged):
             return record, content
-        if place + 1 < len(choice.precisions):
-            line(f"precision {precision} fails the gate; trying {choice.precisions[place + 1]}")
+        if not last:
+            what = "is not judged for every label" if report.passed else "fails the gate"
+            line(f"precision {precision} {what}; trying {choice.precisions[place + 1]}")
     raise VerificationError(
         f"{model.path}: {choice.kind} {precision} fails the gate ({'; '.join(report.failures)}); nothing was "
         "installed; try a wider --precision, or auto"

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -115,14 +115,22 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
         raise UsageError(f"{prediction} and {label}: one is a folder, the other is not; give two files or two folders")
     if not prediction.is_dir():
         return [(prediction, label)]
-    predictions = {stem(path).removesuffix("_seg"): path for path in sorted(prediction.iterdir()) if scan_suffix(path)}
     labels = {stem(path): path for path in sorted(label.iterdir()) if scan_suffix(path)}
+    predictions = {_case(path, labels): path for path in sorted(prediction.iterdir()) if scan_suffix(path)}
     missing = sorted(set(labels) - set(predictions))
     if missing or not labels:
         what = f"no prediction for {', '.join(missing[:5])}" if missing else f"no label maps in {label}"
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise MissingInputError(f"{prediction}: {what}{more}; names must be alike, a prediction's may end in _seg")
+        raise MissingInputError(
+            f"{prediction}: {what}{more}; names must be alike, a prediction's may end in _seg or _0000_seg"
+        )
     return [(predictions[name], path) for name, path in labels.items()]
+
+
+def _case(prediction: Path, labels: Mapping[str, Path]) -> str:
+    """The label's name that a prediction belongs to: without _seg, and without nnU-Net's _0000 of the image."""
+    name = stem(prediction).removesuffix("_seg")
+    return name if name in labels else name.removesuffix("_0000")
 
 
 def _compare(

@@ -33,7 +33,8 @@ JUDGED_VOXELS = 400
 @dataclass(frozen=True)
 class GateReport:
     """Figures over all golden windows. Errors are of logits, over the range of the referee's; ``dice`` has one
-    number per label, None where neither map has the label; ``failures`` is empty for an engine that passed."""
+    number per label, None where neither map has the label; ``failures`` is empty for an engine that passed.
+    ``unjudged`` names labels with too few voxels in the golden windows for their Dice to be judged."""
 
     engine: str
     precision: str
@@ -44,6 +45,7 @@ class GateReport:
     agreement: float
     dice: tuple[float | None, ...]
     failures: tuple[str, ...]
+    unjudged: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -51,7 +53,7 @@ class GateReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return asdict(self) | {"dice": list(self.dice), "failures": list(self.failures)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in ("dice", "failures", "unjudged")}
 
     def lines(self, manifest: Manifest) -> list[str]:
         """A table to print."""
@@ -63,6 +65,11 @@ class GateReport:
         ]
         for label, dice in zip(manifest.labels, self.dice, strict=True):
             rows.append(f"  Dice {'absent  ' if dice is None else format(dice, '.6f')}  {label.name}")
+        if self.unjudged:
+            rows.append(
+                f"  not judged: {', '.join(self.unjudged)}, with fewer than {JUDGED_VOXELS} voxels in the golden "
+                "windows; export with --golden SCAN, a scan that shows them"
+            )
         return [*rows, "gate: passed" if self.passed else f"gate: FAILED: {'; '.join(self.failures)}"]
 
 
@@ -85,9 +92,12 @@ def judge(engine: Engine, golden: Golden, manifest: Manifest) -> GateReport:
     failures = (
         _failures(engine.precision, agreement, dice, counts[1], manifest) if finite else ["logits are not finite"]
     )
+    unjudged = [
+        label.name for label, size in zip(manifest.labels, counts[1], strict=True) if size < JUDGED_VOXELS
+    ]  # fmt: skip
     return GateReport(
         engine.name, engine.precision, golden.referee, len(labels), largest, (squares / len(labels)) ** 0.5,
-        agreement, dice, tuple(failures),
+        agreement, dice, tuple(failures), tuple(unjudged),
     )  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def plan(
         if set(chosen) & set(DICOM_FORMATS):
             check_source(path, item)
         name = scan_name(item)
-        read: Callable[[], Scan] = partial(read_candidate, found, item)
+        read: Callable[[], Scan] = partial(read_candidate, found, item, manifest.source)
         room: Callable[[], int] = partial(_room_of_stack, item)
     elif series is not None:
         raise UsageError(f"{path}: --series names a series of a DICOM folder, file or ZIP archive; leave it out")
@@ -203,6 +203,8 @@ class Run:
             result = segment(
                 scan, self.model, settings, engine=self.engine, progress=progress, announce=announce
             )  # fmt: skip
+        for warning in result.record.warnings[len(scan.warnings) :]:
+            console.line(f"warning: {scan.path.name}: {warning}")
         return Segmented(opened, result)
 
     def write(self, job: Job | DropgenError, made: Segmented) -> None:

@@ -139,10 +139,22 @@ def segment(
         labels=label_volumes(found.labels, geometry, manifest.labels),
         timings_s={name: round(seconds, 4) for name, seconds in watch.seconds.items()},
         versions={name: version(name) for name in ("dropgen-rt", "numpy", "simpleitk")},
-        warnings=source.warnings,
+        warnings=(*source.warnings, *doubts(source.volume, manifest)),
     )
     best = None if found.probability is None else Volume(found.probability[None], geometry)
     return Segmentation(Volume(found.labels[None], geometry), record, best)
+
+
+def doubts(volume: Volume, manifest: Manifest) -> tuple[str, ...]:
+    """What of a scan's extent makes its labels doubtful, a line each; the scan is segmented all the same."""
+    shape = working_grid(volume.geometry, manifest.orientation, manifest.spacing_mm).shape
+    thin = [axis for axis, size, edge in zip("zyx", shape, manifest.window, strict=True) if 2 * size < edge]
+    if not thin:
+        return ()
+    return (
+        f"along {', '.join(thin)} it covers less than half of a window that the model was trained on "
+        f"({shape} of {manifest.window} voxels, z, y, x): labels may be far off",
+    )
 
 
 def _segment(

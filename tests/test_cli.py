@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -414,9 +415,11 @@ def test_an_interrupt_leaves_nothing(scan, out, model_file):
     process = subprocess.Popen(
         [COMMAND, "infer", path, "-o", out, "--model", model_file], env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A script that runs in the background ignores interrupts, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     lines = [process.stdout.readline() for _ in range(2)]  # the engine is open, the scan is being read
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert lines[1].startswith("engine ")
     assert process.returncode != 0 and "Traceback" not in errors

@@ -62,7 +62,7 @@ def test_the_lines_that_are_printed(model_file, home):
 
 def test_the_number_of_threads_is_kept(model_file, model, monkeypatch):
     record = run(model_file, threads=1)
-    assert record.flags == {"threads": "1"}
+    assert record.flags == {"means": "axis by axis", "threads": "1"}
     seen = []
     original = OpenVinoEngine.__init__
     monkeypatch.setattr(
@@ -205,6 +205,15 @@ def test_auto_climbs_to_the_next_precision_and_says_so(model_file, wrong):
     assert "precision bf16 fails the gate; trying fp32" in lines
     assert any(line.startswith("gate: FAILED: label agreement") for line in lines)
     assert [item.precision for item in records()] == ["fp32"]
+
+
+def test_auto_takes_no_narrow_precision_that_was_not_judged_for_every_label(model_file, wrong, monkeypatch):
+    monkeypatch.setattr(Wrong, "bad", ())
+    monkeypatch.setattr("dropgen_rt.gate.JUDGED_VOXELS", 10**9)
+    lines = []
+    assert run(model_file, lines, precision="auto").precision == "fp32"
+    assert "precision bf16 is not judged for every label; trying fp32" in lines
+    assert run(model_file, [], precision="bf16").precision == "bf16"  # who asks for it gets it, with the table
 
 
 def test_an_explicit_precision_that_fails_installs_nothing(model_file, wrong, home):

@@ -125,6 +125,11 @@ def test_two_folders_are_compared_subject_by_subject(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["subjects"] == 2
 
 
+def test_predictions_named_after_nnunet_images_find_their_labels(tmp_path):
+    pair = folders(tmp_path, {"a_0000_seg": line(1), "b_0000_seg": line(1)}, {"a": line(1), "b_0000": line(1)})
+    assert list(evaluate_files(*pair, None, None))[-1] == "mean Dice 1.0000"
+
+
 def test_folders_that_do_not_fit_are_refused(tmp_path):
     pair = folders(tmp_path, {"a": line(1)}, {"a": line(1), "b": line(1)})
     with pytest.raises(MissingInputError, match="no prediction for b; names must be alike"):

@@ -99,4 +99,12 @@ def test_the_table_that_is_printed(labels, tiny):
     lines = judge(Fixed(one_hot(labels), "bf16"), golden_of(labels), tiny.manifest()).lines(tiny.manifest())
     assert lines[0] == "gate: fixed bf16 against hand, 2 golden windows"
     assert lines[2] == "  label agreement  1.000000  (accepted from 0.998)"
-    assert lines[3:] == ["  Dice 1.000000  medium", "  Dice 1.000000  bright", "gate: passed"]
+    assert lines[3:5] == ["  Dice 1.000000  medium", "  Dice 1.000000  bright"]
+    assert lines[5].startswith(f"  not judged: bright, with fewer than {JUDGED_VOXELS} voxels in the golden windows; ")
+    assert lines[6:] == ["gate: passed"]
+
+
+def test_labels_that_the_golden_windows_hardly_show_are_named(labels, tiny):
+    assert judge(Fixed(one_hot(labels), "bf16"), golden_of(labels), tiny.manifest()).unjudged == ("bright",)
+    labels[:, 8:12] = 2
+    assert judge(Fixed(one_hot(labels), "bf16"), golden_of(labels), tiny.manifest()).unjudged == ()

@@ -71,7 +71,8 @@ def find_encoder(name_or_path: str) -> Path:
     found = installed().get(check_name(name_or_path))
     if found is not None:
         return found
-    step = f"; fetch it with: dropgen-rt encoders fetch {name_or_path}" if name_or_path in PUBLISHED else ""
+    fetching = f"; fetch it with: dropgen-rt encoders fetch {name_or_path} --sha256 DIGEST"
+    step = fetching if name_or_path in PUBLISHED else ""
     raise MissingModelError(f"no encoder named {name_or_path!r}; at hand are: {', '.join(installed()) or 'none'}{step}")
 
 
@@ -98,7 +99,7 @@ def describe() -> Iterator[str]:
             f"sha256 {_digest(path)[:12]}, {path}{mark}"
         )
     for name in sorted(set(PUBLISHED) - set(at_hand)):
-        yield f"{name}: not at hand; dropgen-rt encoders fetch {name}"
+        yield f"{name}: not at hand; dropgen-rt encoders fetch {name} --sha256 DIGEST"
 
 
 def add(file: Path, name: str | None = None, source: str = "") -> Path:

@@ -36,6 +36,8 @@ def configure(
     Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Raises InputError with
     every fault of the data set, or UsageError.
     """
+    if not resume and (out / "last.pt").is_file():
+        raise UsageError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
     if preset not in PRESETS:
         raise UsageError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
     given: list[Mapping[str, Any]] = [options, parse_assignments(assignments)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dropgen_rt.dicom.catalogue import Candidate, Catalogue, catalogue, where
-from dropgen_rt.dicom.choice import choose, left_out
+from dropgen_rt.dicom.choice import choose, fits, left_out
 from dropgen_rt.dicom.files import FileSet
 from dropgen_rt.dicom.gate import Grid
 from dropgen_rt.dicom.pixels import AIR_HU, PixelError, Pixels, loss, read_pixels
@@ -63,8 +63,8 @@ def scan_name(item: Candidate) -> str:
     return "dicom-" + hashlib.sha256(item.stack.name.encode()).hexdigest()[:12]
 
 
-def read_candidate(found: Catalogue, item: Candidate) -> DicomScan:
-    """Read the pixels of a stack that the gate passed."""
+def read_candidate(found: Catalogue, item: Candidate, rule: SourceRule | None = None) -> DicomScan:
+    """Read the pixels of a stack that the gate passed; one named against the model's ``rule`` gets a warning."""
     assert item.grid is not None
     slices = tuple(item.stack.slices[index] for index in item.grid.order)
     pixels, digest = _read(found.files, slices)
@@ -80,11 +80,19 @@ def read_candidate(found: Catalogue, item: Candidate) -> DicomScan:
         path=Path(scan_name(item)),
         sha256=digest,
         voxel_type=f"{'' if header.signed else 'u'}int{header.bits_allocated}",
-        warnings=_warnings(found, item, slices, pixels),
+        warnings=(*_against(item, rule), *_warnings(found, item, slices, pixels)),
         files=found.files,
         slices=slices,
         grid=item.grid,
     )
+
+
+def _against(item: Candidate, rule: SourceRule | None) -> tuple[str, ...]:
+    if rule is None or fits(item, rule):
+        return ()
+    header = item.stack.header
+    given = " ".join(part for part in (header.modality, header.body_part) if part)
+    return (f"the model is for {rule.describe()}, this series is {given}: labels may be meaningless",)
 
 
 def _read(files: FileSet, slices: Sequence[Slice]) -> tuple[Pixels, str]:

@@ -152,7 +152,10 @@ def test_two_series(series: Path, out: Path, model_file: Path, tiny: object, tmp
     assert list(out.iterdir()) == []
     assert run("infer", series.parent, "-o", out, "--model", model_file, "--series", uid("other")).exit_code == 0
     ruled = tiny.write(tmp_path / "ruled.onnx", source=SourceRule(modality=("MR",)))  # type: ignore[attr-defined]
-    assert run("infer", series.parent, "-o", out, "--model", ruled).exit_code == 0
+    assert "the model is for" not in run("infer", series.parent, "-o", out, "--model", ruled).stderr
+    named = run("infer", series.parent, "-o", out, "--model", ruled, "--series", uid("other"))
+    assert named.exit_code == 0
+    assert "the model is for MR, this series is CT HEAD: labels may be meaningless" in named.output
     assert len(list(out.glob("*_seg.dcm"))) == 2
 
 

@@ -56,6 +56,10 @@ def test_a_run_folder(balls: Path, tmp_path: Path) -> None:
             ("case5", "dim"),
             ("case5", "bright"),
         ]
+    before = (out / "best.pt").read_bytes()
+    again = command("train", balls, "--out", out, "--method", "erm", *SMALL)
+    assert again.exit_code == 2 and (out / "best.pt").read_bytes() == before
+    assert again.stderr == f"error: {out}: holds a run already; go on with it by --resume, or give another --out\n"
     config = build_config(read_toml(out / "config.toml"))
     assert config.augment.noise == 0.01 and config.summary() == load_network(out / "best.pt")[1]["config"]
 
