@@ -5,6 +5,7 @@ The public names, one a line; docs/api.md tells of each. Importing this never im
 
 from importlib.metadata import PackageNotFoundError, version
 
+from dropgen_rt.channels import read_channels
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.errors import DropgenError
 from dropgen_rt.geometry import Geometry
@@ -35,6 +36,7 @@ __all__ = [
     "WindowPlan",
     "open_engine",
     "open_named",
+    "read_channels",
     "read_model",
     "read_scan",
     "segment",

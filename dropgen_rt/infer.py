@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dropgen_rt import picture
 from dropgen_rt.atomic import atomic_group
+from dropgen_rt.channels import FIRST, cases, channel_files, read_channels
 from dropgen_rt.console import Console
 from dropgen_rt.dicom.files import is_dicom
 from dropgen_rt.engines import Engine, open_engine
@@ -66,6 +67,7 @@ def infer_files(
     failures: list[DropgenError] = []
     _check_folders(paths, out)
     opened = open_named(model)
+    paths = cases(paths, opened.manifest.channels)
     planned: list[Job | DropgenError] = []
     for path in paths:
         try:
@@ -122,13 +124,20 @@ def plan(
     elif series is not None:
         raise UsageError(f"{path}: --series names a series of a DICOM folder, file or ZIP archive; leave it out")
     else:
-        name = stem(path)
-        read, room = partial(read_scan, path), partial(_room_of_file, path)
+        files = channel_files(path, manifest.channels) if len(manifest.channels) > 1 else [path]
+        name = stem(path) if len(files) == 1 else stem(path).removesuffix(FIRST)
+        read = partial(read_scan, path) if len(files) == 1 else partial(read_channels, files)
+        room = partial(_room_of_files, files)
     base = _folder(path, out) / name
     labels = {kind: base.with_name(name + FORMATS[kind]) for kind in chosen}
     record, shown = base.with_name(f"{name}_seg.json"), base.with_name(f"{name}_seg.png")
     page = base.with_name(f"{name}_report.html") if report else None
     return Job(path, name, read, labels, record, shown, page, room)
+
+
+def _room_of_files(paths: Sequence[Path]) -> int:
+    """Of all channels; at most twice that where they are put together."""
+    return sum(map(_room_of_file, paths)) * min(len(paths), 2)
 
 
 def _room_of_file(path: Path) -> int:

@@ -306,7 +306,7 @@ def _check(scan: Scan, manifest: Manifest) -> None:
     if channels != len(manifest.channels):
         raise UnsuitableInputError(
             f"{scan.path}: {channels} channel(s), the model {manifest.name!r} takes {len(manifest.channels)} "
-            f"({', '.join(manifest.channels)}); give a scan that has them"
+            f"({', '.join(manifest.channels)}); name CASE_0000 with CASE_0001 and so on beside it"
         )
     wrong = int(np.prod(scan.volume.array.shape)) - int(np.count_nonzero(np.isfinite(scan.volume.array)))
     if wrong:

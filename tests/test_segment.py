@@ -208,7 +208,7 @@ def test_two_channels(tiny, tmp_path):
     one = phantom(*GRIDS["working"])
     two = Volume(np.concatenate([one.array, 100 - one.array]), one.geometry)
     assert np.array_equal(segment(two, path).labels.array, thresholded(one.array))
-    with pytest.raises(UnsuitableInputError, match=r"1 channel\(s\), the model 'tiny' takes 2 \(T1, T2\); give a scan"):
+    with pytest.raises(UnsuitableInputError, match=r"1 channel\(s\), the model 'tiny' takes 2 \(T1, T2\); name CASE"):
         segment(one, path)
 
 

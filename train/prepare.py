@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.atomic import atomic_group, output_error
+from dropgen_rt.channels import SAME_GRID
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import GeometryError, UnsuitableInputError
 from dropgen_rt.evaluate import same_grid
@@ -22,7 +23,7 @@ from dropgen_rt.preprocess import labels_to_working_grid, normalisation, to_work
 from dropgen_rt.store import home
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.parallel import each
-from dropgen_rt.train.survey import SAME_GRID, Finding
+from dropgen_rt.train.survey import Finding
 from dropgen_rt.volume import Volume, read_label_map, read_scan
 
 FORMAT = "dropgen-rt prepared case 1"

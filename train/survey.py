@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dropgen_rt.atomic import atomic_path
+from dropgen_rt.channels import SAME_GRID
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import DropgenError, FaultyDatasetError
 from dropgen_rt.evaluate import same_grid
@@ -24,8 +25,6 @@ from dropgen_rt.volume import Scan, read_label_map, read_scan
 
 FORMAT = "dropgen-rt survey 1"
 PERCENTILES = (0.5, 50.0, 99.5)
-# Image and label are on one grid if no corner is further apart than this share of the smallest voxel edge.
-SAME_GRID = 0.1
 # Every so many voxels of a scan are enough for its percentiles.
 SAMPLED_VOXELS = 200_000
 SHOWN_FAULTS = 50
