@@ -9,6 +9,7 @@ OUT ?= demo_output
 
 # torch is pinned to the CPU build: the toolkit runs and is tested without a GPU.
 $(VENV)/.runtime: pyproject.toml setup.py constraints.txt $(wildcard kernels/*.cpp kernels/*.h)
+	@echo "installing what is needed into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	touch $@
