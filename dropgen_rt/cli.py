@@ -63,7 +63,7 @@ def infer(
     overlap: float | None, blend: Blend | None, window: str | None, device: str, memory: str | None,
     every_window: bool, quiet: bool, formats: tuple[str, ...], series: str | None, report: bool,
 ) -> None:  # fmt: skip
-    """Segment scans (.nii, .nii.gz, .nrrd, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
+    """Segment scans (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
     from dropgen_rt.memory import parse_bytes
     from dropgen_rt.segment import Settings

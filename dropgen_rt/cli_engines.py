@@ -35,7 +35,7 @@ def build_engine(
 
 
 @click.command()
-@click.argument("model", metavar="NAME|PATH", required=False)
+@click.argument("model", metavar="[NAME|PATH]", required=False)
 @click.option("--scan", type=FILE, help="Compare on this scan too, with fp32 reference mode.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 def verify(model: str | None, scan: Path | None, device: str) -> None:

@@ -12,6 +12,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+# Shorter stages are not worth a word.
+TOLD_S = 0.05
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 
 
@@ -23,7 +25,8 @@ def main(out: Path) -> None:
     command = [str(Path(sys.executable).with_name("dropgen-rt")), "infer", str(scan), "--model", "brain9"]
     subprocess.run(command, check=True)
     record = json.loads((out / "mni152_t1_seg.json").read_text(encoding="utf-8"))
-    print(f"\n{record['windows']} windows, seconds per stage: {record['timings_s']}\n")
+    slow = {name: seconds for name, seconds in record["timings_s"].items() if seconds >= TOLD_S}
+    print(f"\n{record['windows']} windows; seconds: " + ", ".join(f"{name} {slow[name]:.1f}" for name in slow) + "\n")
     for label in record["labels"]:
         print(f"  {label['value']}  {label['name']:28} {label['volume_ml']:8.1f} mL")
     print(f"\nlabels   {out}/mni152_t1_seg.nii.gz\npicture  {out}/mni152_t1_seg.png\nrecord   {out}/mni152_t1_seg.json")
