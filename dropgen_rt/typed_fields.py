@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 # More than any text, number or nesting of ours has, and little enough to print and to walk.
 MAX_CHARACTERS, MAX_WHOLE_NUMBER, MAX_DEPTH = 10_000, 2**53, 32
 
-Kind = TypeVar("Kind")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Kind = TypeVar("Kind", bound="DataclassInstance")
 
 
 class FieldError(ValueError):
@@ -38,7 +41,7 @@ def read_fields(kind: type[Kind], data: object, where: str = "", *, unknown: Lit
     if not isinstance(data, Mapping):
         raise _no(where, data, "a table of fields")
     hints = get_type_hints(kind)
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    known = {item.name: item for item in fields(kind)}
     strangers = [name for name in data if name not in known]
     if strangers and unknown == "refuse":
         raise FieldError(f"{_join(where, strangers[0])}: no such field; accepted are {', '.join(known)}")
@@ -68,8 +71,8 @@ def _value(hint: Any, value: object, where: str, unknown: Literal["ignore", "ref
             raise _no(where, value, "a table")
         return {_text(name, where): _value(arguments[1], item, _join(where, name), unknown)
                 for name, item in value.items()}  # fmt: skip
-    assert is_dataclass(hint), hint
-    return read_fields(hint, value, where, unknown=unknown)  # type: ignore[arg-type]
+    assert isinstance(hint, type) and is_dataclass(hint), hint
+    return read_fields(hint, value, where, unknown=unknown)
 
 
 def _tuple(arguments: tuple[Any, ...], value: object, where: str, unknown: Literal["ignore", "refuse"]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.atomic import atomic_group, output_error
-from dropgen_rt.channels import SAME_GRID
+from dropgen_rt.channels import SAME_GRID, read_channels
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import GeometryError, UnsuitableInputError
 from dropgen_rt.evaluate import same_grid
@@ -24,7 +24,7 @@ from dropgen_rt.store import home
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.parallel import each
 from dropgen_rt.train.survey import Finding
-from dropgen_rt.volume import Volume, read_label_map, read_scan
+from dropgen_rt.volume import read_label_map
 
 FORMAT = "dropgen-rt prepared case 1"
 # Voxels kept per label to centre crops on; drawn once, so that a crop need not search a whole scan.
@@ -57,16 +57,14 @@ class Prepared:
 
 def on_working_grid(case: Case, grid: Grid) -> tuple[NDArray, NDArray]:
     """Image (channels, z, y, x) float32 in [0, 1] and labels (z, y, x) uint8. Raises an InputError."""
-    volumes = [read_scan(path).volume for path in case.images]
+    volume = read_channels(case.images).volume
     labels, geometry = read_label_map(case.label)
-    for volume in volumes:
-        if not same_grid(volume.geometry, geometry, SAME_GRID * min(geometry.spacing_mm)):
-            raise GeometryError(
-                f"{case.label}: shape {labels.shape}, its image has {volume.geometry.shape}; they must match, "
-                "and in place and spacing too"
-            )
-    stacked = Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].geometry)
-    working = to_working_grid(stacked, grid.orientation, grid.spacing_mm)
+    if not same_grid(volume.geometry, geometry, SAME_GRID * min(geometry.spacing_mm)):
+        raise GeometryError(
+            f"{case.label}: shape {labels.shape}, its image has {volume.geometry.shape}; they must match, "
+            "and in place and spacing too"
+        )
+    working = to_working_grid(volume, grid.orientation, grid.spacing_mm)
     try:
         scale = normalisation(working, grid.intensity)
     except UnsuitableInputError as error:
