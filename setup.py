@@ -67,7 +67,7 @@ setup(
         Pybind11Extension(
             "dropgen_rt.kernels._host",
             ["kernels/host.cpp", *(f"kernels/{stem}.cpp" for stem in STEMS)],
-            depends=["kernels/portable.h", *(f"kernels/{stem}.h" for stem in STEMS)],
+            depends=[str(header) for header in sorted(Path("kernels").glob("*.h"))],
             include_dirs=["kernels"],
             cxx_std=17,
             # No contraction into fused multiply-adds: host, GPU and NumPy must round alike.

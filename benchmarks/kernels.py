@@ -33,7 +33,7 @@ from dropgen_rt.kernels import (
 )
 from dropgen_rt.kernels.statistics import Levels, empty_table
 
-RUNS = 7
+RUNS = 21
 RNG = np.random.default_rng(0)
 Case = tuple[str, str, int, Callable[[], object]]
 
@@ -69,6 +69,13 @@ def triangle(extent: int, count: int) -> Taps:
     return Taps.of_matrix(weights / weights.sum(axis=1, keepdims=True))
 
 
+def ball_of_shells(extent: int, labels: int) -> np.ndarray:
+    """(z, y, x) uint8: labels one inside the other, as organs and their parts lie; outside of all of them 0."""
+    places = np.linspace(-1, 1, extent, dtype=np.float32)
+    radius = np.sqrt(places[:, None, None] ** 2 + places[:, None] ** 2 + places**2)
+    return np.maximum(labels * (0.9 - radius), 0).astype(np.uint8)
+
+
 def cases() -> list[Case]:
     """(kernel, what, bytes, work)."""
     volume, image = noise(1, 256, 256, 256), noise(1, 192, 192, 192)
@@ -79,7 +86,8 @@ def cases() -> list[Case]:
     totals = [noise(n) + 0.5 for n in (97, 192, 192)]
     own = [AxisMap.identity(n) for n in (97, 192, 192)]
     fine = [stretched(n, m) for n, m in zip((97, 192, 192), (97, 256, 256), strict=True)]
-    labels = np.repeat(RNG.integers(0, 14, (256, 256, 16), np.uint8), 16, axis=2)
+    runs = np.repeat(RNG.integers(0, 14, (256, 256, 16), np.uint8), 16, axis=2)
+    shells = ball_of_shells(256, 14)
     short = (volume * 1000).astype(np.int16)
     half = logits.astype(np.float16)
     bounds, place, table = Normalisation((0.1,), (0.9,), (0.1,), (1.25,)), starts[:1], empty_table(14)
@@ -97,8 +105,10 @@ def cases() -> list[Case]:
         ("extremes", "8 windows of 128^3", volume.nbytes,
          lambda: extremes(volume, starts // 96 * 128, (128, 128, 128))),
         ("histogram", "256^3, 11 bits", volume.nbytes, lambda: histogram(volume, 21, 11, 0)),
-        ("statistics", "256^3, 14 labels", 5 * labels.size,
-         lambda: label_statistics(labels, volume[0], Levels.over(0, 1), table)),
+        ("statistics", "256^3, 14 labels, shells of a ball", 5 * volume.size,
+         lambda: label_statistics(shells, volume[0], Levels.over(0, 1), table)),
+        ("statistics", "256^3, 14 labels, runs of 16", 5 * volume.size,
+         lambda: label_statistics(runs, volume[0], Levels.over(0, 1), table)),
     ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 // finalise on the host: OpenMP over strips of output rows; within a strip the classes come outermost, so that
 // only a few rows of floats live beside the sums. Shapes and table ranges were checked in finalise.py.
 
-#include "finalise.h"
+#include "finalise_lanes.h"
+#include "finalise_problem.h"
 
 #include <omp.h>
 #include <pybind11/numpy.h>
@@ -13,11 +14,6 @@
 #include <optional>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define DROPGEN_AVX2
-#endif
-
 namespace py = pybind11;
 
 namespace dropgen {
@@ -28,40 +24,13 @@ using Ints = py::array_t<int32_t, py::array::c_style>;
 
 // Each class's sums are read in runs of this many output voxels: long enough for the memory to stream, short
 // enough for the strip's best values and labels to stay in cache.
-constexpr int64_t STRIP_VOXELS = 4096;
+constexpr int64_t STRIP_VOXELS = 16384;
 
-// Classes that compete in one pass.
-constexpr int TOGETHER = 4;
+// Classes that compete in one pass, at most: best values, labels and tables are loaded once for them. Of seven, the rows
+// of all corners are still few enough streams for the memory (five are slower than four and seven, measured).
+constexpr int TOGETHER = 7;
 
 constexpr int64_t CACHE_LINE = 64;  // bytes
-
-struct Axis {
-    const int32_t *lower, *upper;
-    const float *fraction, *totals;
-};
-
-// Along x onto a finer grid: eight outputs from base[i], each at its place of eight; empty where that does not hold.
-struct Finer {
-    std::vector<int64_t> base;
-    std::vector<int32_t> place;
-};
-
-struct Problem {
-    const float* sums;
-    int64_t classes;
-    Shape size, out;
-    Axis z, y, x;
-    bool x_is_identity, wants_probability, wants_margin;
-    std::vector<float> near, far;  // weights of the two neighbours along x, per output voxel
-    Finer finer;
-};
-
-// The rows of one class's sums that make one output row, and their weights.
-struct Corners {
-    int count = 0;
-    int64_t offset[4];
-    float weight[4];
-};
 
 // What one thread needs: a blended row, its values on the output's x axis, the state of the strip's rows.
 struct Strip {
@@ -72,7 +41,7 @@ struct Strip {
 
     explicit Strip(const Problem& p)
         : rows(std::max<int64_t>(1, STRIP_VOXELS / p.out.x)),
-          blended(TOGETHER * (p.size.x + 16), 0.0f),  // room to load eight beyond the end
+          blended(p.size.x),
           value(p.out.x),
           best(rows * p.out.x),
           total(p.wants_probability ? rows * p.out.x : 0),
@@ -119,15 +88,15 @@ DROPGEN_ROW keep_best(const float* __restrict value, int32_t k, int64_t count, f
     }
 }
 
-// On the identity grid, where one row counts and nothing but the label is asked for: everything in one pass, and four
-// classes in it, so that best and label are loaded and stored once for them. `step` is from class to class.
+// On the identity grid, where one row counts and nothing but the label is asked for: everything in one pass, and
+// several classes in it, so that best and label are loaded and stored once for them. `step` is from class to class.
 template <int CLASSES>
 DROPGEN_ROW compete_identity(const float* __restrict sums, int64_t step, float weight, const float* __restrict near,
                              int32_t k, int64_t count, float* __restrict best, int32_t* __restrict label) {
     for (int64_t x = 0; x < count; ++x) {
         float most = best[x];
         int32_t winner = label[x];
-#pragma GCC unroll 4
+#pragma GCC unroll 7
         for (int own = 0; own < CLASSES; ++own) {
             const float value = near[x] * (weight * sums[x + own * step]);
             winner = beats(value, most) ? k + own : winner;
@@ -138,63 +107,9 @@ DROPGEN_ROW compete_identity(const float* __restrict sums, int64_t step, float w
     }
 }
 
-#ifdef DROPGEN_AVX2
-// Between neighbours on a finer grid, eight outputs lie within eight inputs: two loads and two permutations do what
-// sixteen lookups would. upper is lower + 1, or the last voxel, whose far is 0; the row has room beyond its end.
-// `rows` are those of CLASSES classes from k on, `step` apart.
-template <int CLASSES>
-__attribute__((target("avx2"), noinline)) void compete_finer(const float* rows, int64_t step, const Finer& finer,
-                                                             const float* near, const float* far, int32_t k,
-                                                             int64_t count, float* best, int32_t* label) {
-    for (int64_t x = 0; x + 8 <= count; x += 8) {
-        const float* from = rows + finer.base[x / 8];
-        const __m256i place = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(finer.place.data() + x));
-        const __m256 of_lower = _mm256_loadu_ps(near + x), of_upper = _mm256_loadu_ps(far + x);
-        __m256 most = _mm256_loadu_ps(best + x);
-        __m256i* to = reinterpret_cast<__m256i*>(label + x);
-        __m256i winner = _mm256_loadu_si256(to);
-#pragma GCC unroll 4
-        for (int own = 0; own < CLASSES; ++own) {
-            const __m256 lower = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + own * step), place);
-            const __m256 upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + own * step + 1), place);
-            const __m256 value = _mm256_add_ps(_mm256_mul_ps(of_lower, lower), _mm256_mul_ps(of_upper, upper));
-            const __m256 wins = _mm256_cmp_ps(value, most, _CMP_GT_OQ);
-            winner = _mm256_blendv_epi8(winner, _mm256_set1_epi32(k + own), _mm256_castps_si256(wins));
-            most = _mm256_blendv_ps(most, value, wins);
-        }
-        _mm256_storeu_si256(to, winner);
-        _mm256_storeu_ps(best + x, most);
-    }
-    for (int64_t x = count / 8 * 8; x < count; ++x)
-        for (int own = 0; own < CLASSES; ++own) {
-            const float* at = rows + own * step + finer.base[x / 8] + finer.place[x];
-            const float value = between(near[x], at[0], far[x], at[1]);
-            if (beats(value, best[x])) best[x] = value, label[x] = k + own;
-        }
-}
-#endif
-
 DROPGEN_ROW keep_second(const float* __restrict value, const float* __restrict best, int64_t count,
                         float* __restrict second) {
     for (int64_t x = 0; x < count; ++x) second[x] = runner_up(second[x], value[x], best[x]);
-}
-
-// A corner of weight zero is not read: on the identity grid that leaves one row of four, with the same bits.
-Corners corners_of(const Problem& p, int64_t row) {
-    const int64_t oz = row / p.out.y, oy = row % p.out.y;
-    const Sides side_z = sides(p.z.fraction[oz]), side_y = sides(p.y.fraction[oy]);
-    Corners corners;
-    for (int corner = 0; corner < 4; ++corner) {
-        const int64_t at_z = corner / 2 ? p.z.upper[oz] : p.z.lower[oz];
-        const int64_t at_y = corner % 2 ? p.y.upper[oy] : p.y.lower[oy];
-        const float weight =
-            corner_weight(corner / 2 ? side_z.upper : side_z.lower, corner % 2 ? side_y.upper : side_y.lower,
-                          p.z.totals[at_z], p.y.totals[at_y]);
-        if (weight == 0.0f) continue;
-        corners.offset[corners.count] = (at_z * p.size.y + at_y) * p.size.x;
-        corners.weight[corners.count++] = weight;
-    }
-    return corners;
 }
 
 // The rows of one class that count, blended.
@@ -210,52 +125,36 @@ void blend_rows(const Problem& p, const float* sums, const Corners& corners, flo
         for (int64_t x = 0; x < p.size.x; ++x) row[x] = (w[0] * at[0][x] + w[1] * at[1][x]) + w[2] * at[2][x];
 }
 
-// CLASSES classes from k > 0 on against the best of the strip's row r, in one pass over it.
+// CLASSES classes from k on against the best of the strip's row r, in one pass over it.
 template <int CLASSES>
-void compete_at_once(const Problem& p, const float* sums, int64_t step, int64_t k, int64_t r, Strip& strip) {
+void compete_at_once(const Problem& p, int64_t k, int64_t r, Strip& strip) {
+    const int64_t step = p.size.z * p.size.y * p.size.x;
+    const float* sums = p.sums + k * step;
     const Corners& corners = strip.corners[r];
     float* best = strip.best.data() + r * p.out.x;
     int32_t* label = strip.label.data() + r * p.out.x;
-    if (p.x_is_identity) {
-        // The same row of the next classes comes up after this strip's other rows: the memory can begin with it now.
-        for (int64_t own = CLASSES; own < std::min<int64_t>(2 * CLASSES, p.classes - k); ++own)
-            for (int64_t x = 0; x < p.size.x; x += CACHE_LINE / int64_t(sizeof(float)))
-                __builtin_prefetch(sums + own * step + corners.offset[0] + x);
+    // The same rows of the next classes come up after this strip's other rows: the memory can begin with them now.
+    for (int64_t own = CLASSES; own < std::min<int64_t>(2 * CLASSES, p.classes - k); ++own)
+        for (int64_t x = 0; x < p.size.x; x += CACHE_LINE / int64_t(sizeof(float)))
+            __builtin_prefetch(sums + own * step + corners.offset[corners.count - 1] + x);
+    if (p.x_is_identity && corners.count == 1)
         return compete_identity<CLASSES>(sums + corners.offset[0], step, corners.weight[0], p.near.data(), int32_t(k),
                                          p.out.x, best, label);
-    }
-#ifdef DROPGEN_AVX2
-    const int64_t apart = int64_t(strip.blended.size()) / TOGETHER;
-    for (int own = 0; own < CLASSES; ++own)
-        blend_rows(p, sums + own * step, corners, strip.blended.data() + own * apart);
-    compete_finer<CLASSES>(strip.blended.data(), apart, p.finer, p.near.data(), p.far.data(), int32_t(k), p.out.x,
-                           best, label);
+#ifdef DROPGEN_LANES
+    if (corners.count == 1) return compete_in_lanes<1, CLASSES>(p, sums, step, corners, int32_t(k), best, label);
+    if (corners.count == 2) return compete_in_lanes<2, CLASSES>(p, sums, step, corners, int32_t(k), best, label);
+    compete_in_lanes<4, CLASSES>(p, sums, step, corners, int32_t(k), best, label);
 #endif
 }
 
 // Whether all rows of the strip can be done by compete_at_once.
 bool at_once(const Problem& p, const Strip& strip, int64_t rows) {
     if (p.wants_probability || p.wants_margin) return false;
-    if (!p.x_is_identity) return !p.finer.base.empty();
-    const auto single = [](const Corners& corners) { return corners.count == 1; };
-    return std::all_of(strip.corners.begin(), strip.corners.begin() + rows, single);
-}
-
-// Where eight outputs always lie within eight inputs and between neighbours; else empty.
-Finer finer_of(const Axis& x, int64_t count, int64_t extent) {
-    Finer finer;
-#ifdef DROPGEN_AVX2
-    if (!__builtin_cpu_supports("avx2")) return {};
-    for (int64_t i = 0; i < count; ++i) {
-        const bool last = x.lower[i] == extent - 1 && x.fraction[i] == 0.0f;
-        if (x.upper[i] != x.lower[i] + 1 && !last) return {};
-        if (i % 8 == 0) finer.base.push_back(x.lower[i]);
-        const int64_t place = x.lower[i] - finer.base.back();
-        if (place < 0 || place > 7) return {};
-        finer.place.push_back(int32_t(place));
-    }
-#endif
-    return finer;
+    const auto fits = [&](const Corners& corners) {
+        if (p.x_is_identity && corners.count == 1) return true;
+        return p.finer.lanes > 0 && (corners.count == 1 || corners.count == 2 || corners.count == 4);
+    };
+    return std::all_of(strip.corners.begin(), strip.corners.begin() + rows, fits);
 }
 
 // One class on one output row: leaves its interpolated logits in strip.value.
@@ -287,6 +186,30 @@ void compete(const Problem& p, int64_t k, int64_t r, Strip& strip) {
     keep_best(value, int32_t(k), count, best, strip.label.data() + at);
 }
 
+// Class k on all rows of the strip. Returns how many classes that was.
+int64_t alone(const Problem& p, int64_t k, int64_t rows, Strip& strip) {
+    for (int64_t r = 0; r < rows; ++r) {
+        row_values(p, p.sums + k * p.size.z * p.size.y * p.size.x, strip.corners[r], strip);
+        compete(p, k, r, strip);
+    }
+    return 1;
+}
+
+template <int CLASSES>
+int64_t these_together(const Problem& p, int64_t k, int64_t rows, Strip& strip) {
+    for (int64_t r = 0; r < rows; ++r) compete_at_once<CLASSES>(p, k, r, strip);
+    return CLASSES;
+}
+
+// As many classes from k on as can be done in one pass over all rows of the strip. Returns how many that was.
+int64_t together(const Problem& p, int64_t k, int64_t rows, Strip& strip) {
+    const int64_t left = p.classes - k;
+    if (left >= TOGETHER) return these_together<TOGETHER>(p, k, rows, strip);
+    if (left >= 4) return these_together<4>(p, k, rows, strip);
+    if (left >= 2) return these_together<2>(p, k, rows, strip);
+    return these_together<1>(p, k, rows, strip);
+}
+
 template <typename Label>
 void finalise_strips(const Problem& p, Label* labels, float* probability, float* margin) {
     const int threads = thread_count();
@@ -298,23 +221,12 @@ void finalise_strips(const Problem& p, Label* labels, float* probability, float*
         Strip& strip = strips[omp_get_thread_num()];
         const int64_t count = std::min(per_strip, rows - first);
         for (int64_t r = 0; r < count; ++r) strip.corners[r] = corners_of(p, first + r);
-        const int64_t step = p.size.z * p.size.y * p.size.x;
         const bool fast = at_once(p, strip, count);
-        for (int64_t k = 0; k < p.classes;) {
-            const float* sums = p.sums + k * step;
-            const bool several = fast && k > 0 && k + TOGETHER <= p.classes;
-            for (int64_t r = 0; r < count; ++r) {
-                if (several) {
-                    compete_at_once<TOGETHER>(p, sums, step, k, r, strip);
-                } else if (fast && k > 0) {
-                    compete_at_once<1>(p, sums, step, k, r, strip);
-                } else {
-                    row_values(p, sums, strip.corners[r], strip);
-                    compete(p, k, r, strip);
-                }
-            }
-            k += several ? TOGETHER : 1;
+        if (fast) {
+            std::fill_n(strip.best.data(), count * p.out.x, no_logit());
+            std::fill_n(strip.label.data(), count * p.out.x, 0);
         }
+        for (int64_t k = 0; k < p.classes;) k += fast ? together(p, k, count, strip) : alone(p, k, count, strip);
         for (int64_t i = 0; i < count * p.out.x; ++i) labels[first * p.out.x + i] = Label(strip.label[i]);
         const int64_t voxels = count * p.out.x, to = first * p.out.x;
         if (p.wants_probability)

@@ -5,6 +5,7 @@
 
 #include <atomic>
 
+#include "lanes.h"
 #include "portable.h"
 
 namespace py = pybind11;
@@ -14,11 +15,23 @@ namespace dropgen {
 namespace {
 // Ours, not OpenMP's own setting: that one belongs to the calling thread, and a pipeline calls from several.
 std::atomic<int> threads_set{0};
+
+// Below what the processor has, only in tests.
+std::atomic<int> most_lanes{16};
 }  // namespace
 
 int thread_count() {
     const int set = threads_set.load(std::memory_order_relaxed);
     return set > 0 ? set : omp_get_max_threads();
+}
+
+int lanes() {
+#ifdef DROPGEN_LANES
+    const int most = most_lanes.load(std::memory_order_relaxed);
+    if (most >= 16 && __builtin_cpu_supports("avx512f")) return 16;
+    if (most >= 8 && __builtin_cpu_supports("avx2")) return 8;
+#endif
+    return 0;
 }
 
 void bind_gather(py::module_& module);
@@ -35,6 +48,8 @@ PYBIND11_MODULE(_host, module) {
         "Host build of the patch kernels; call them through dropgen_rt.kernels, which checks the arguments.";
     module.def("threads", &dropgen::thread_count);
     module.def("set_threads", [](int count) { dropgen::threads_set.store(count); }, py::arg("count"));
+    module.def("lanes", &dropgen::lanes);
+    module.def("set_most_lanes", [](int most) { dropgen::most_lanes.store(most); }, py::arg("most"));
     dropgen::bind_gather(module);
     dropgen::bind_accumulate(module);
     dropgen::bind_finalise(module);

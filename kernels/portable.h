@@ -11,12 +11,11 @@
 #define DROPGEN_HD
 #endif
 
-// Row functions are compiled twice on x86-64 with glibc and chosen when the library loads: a wheel must run
-// on any x86-64, and AVX2 takes a fifth to two fifths off finalise's time (measured). Both round alike: AVX2
-// alone has no fused multiply-add, and contraction is off.
+// Row functions are compiled three times on x86-64 with glibc (AVX-512, AVX2, any) and chosen when the library loads: a
+// wheel must run on any x86-64. All round alike: contraction into fused multiply-adds is off.
 #if !defined(__CUDACC__) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && \
     !defined(__clang__)
-#define DROPGEN_ROW __attribute__((target_clones("avx2", "default"), noinline)) void
+#define DROPGEN_ROW __attribute__((target_clones("arch=x86-64-v4", "avx2", "default"), noinline)) void
 #else
 #define DROPGEN_ROW void
 #endif

@@ -1,7 +1,10 @@
-// resample on the host: OpenMP over the (channel, z) planes of the output. A thread blends the source planes that
-// an output plane needs, then rows, then along x. Shapes and tap ranges were checked in resample.py.
+// resample on the host: OpenMP over the (channel, z) planes of the output. A thread blends the source rows that an output
+// row needs along z, each once for a plane, then along y, then along x. Shapes and tap ranges were checked in
+// resample.py.
 
 #include "resample.h"
+#include "resample_along_x.h"
+#include "stream.h"
 
 #include <omp.h>
 #include <pybind11/numpy.h>
@@ -67,63 +70,6 @@ void blend_rows(const Voxel* from, int64_t apart, int64_t step, int64_t length, 
     for (int32_t t = 1; t < count; ++t) add_row<Voxel>(from + t * apart, step, length, weight[t], row);
 }
 
-// The taps of x, tap by tap: tables (most, length), so that a tap of all outputs is one run. Beyond an output's own
-// taps the weight is zero, which adds nothing to a sum that began at zero.
-struct TapsAlongX {
-    std::vector<int32_t> place;
-    std::vector<float> weight;
-    bool identity;
-};
-
-TapsAlongX along_x_of(const Taps& x, int64_t length, int64_t extent) {
-    TapsAlongX taps{std::vector<int32_t>(x.most * length), std::vector<float>(x.most * length), length == extent};
-    for (int64_t t = 0; t < x.most; ++t)
-        for (int64_t i = 0; i < length; ++i) {
-            const bool own = t < x.count[i];
-            taps.place[t * length + i] = own ? x.first[i] + int32_t(t) : x.first[i];
-            taps.weight[t * length + i] = own ? x.weight[i * x.most + t] : 0.0f;
-            taps.identity = taps.identity && x.count[i] == 1 && x.first[i] == i;
-        }
-    return taps;
-}
-
-DROPGEN_ROW start_tap(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
-                      int64_t length, float* __restrict out) {
-    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(0.0f, weight[x], row[place[x]]);
-}
-
-DROPGEN_ROW add_tap(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
-                    int64_t length, float* __restrict out) {
-    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(out[x], weight[x], row[place[x]]);
-}
-
-DROPGEN_ROW weigh(const float* __restrict row, const float* __restrict weight, int64_t length,
-                  float* __restrict out) {
-    for (int64_t x = 0; x < length; ++x) out[x] = with_tap(0.0f, weight[x], row[x]);
-}
-
-template <int TAPS>
-DROPGEN_ROW sum_taps(const float* __restrict row, const int32_t* __restrict place, const float* __restrict weight,
-                     int64_t length, float* __restrict out) {
-    for (int64_t x = 0; x < length; ++x) {
-        float sum = 0.0f;
-#pragma GCC unroll 4
-        for (int t = 0; t < TAPS; ++t) sum = with_tap(sum, weight[t * length + x], row[place[t * length + x]]);
-        out[x] = sum;
-    }
-}
-
-void along_x(const float* row, const TapsAlongX& taps, int64_t most, int64_t length, float* out) {
-    const int32_t* place = taps.place.data();
-    const float* weight = taps.weight.data();
-    if (taps.identity) return weigh(row, weight, length, out);
-    if (most == 2) return sum_taps<2>(row, place, weight, length, out);
-    if (most == 3) return sum_taps<3>(row, place, weight, length, out);
-    if (most == 4) return sum_taps<4>(row, place, weight, length, out);
-    start_tap(row, place, weight, length, out);
-    for (int64_t t = 1; t < most; ++t) add_tap(row, place + t * length, weight + t * length, length, out);
-}
-
 DROPGEN_ROW normalise_row(float* __restrict row, int64_t count, ChannelNormalisation n) {
     for (int64_t x = 0; x < count; ++x) row[x] = normalise(row[x], n);
 }
@@ -138,27 +84,67 @@ DROPGEN_ROW single_row(const Voxel* __restrict from, int64_t count, float weight
     }
 }
 
-// An output plane (height, width) of single rows.
+// An output plane (height, width) of single rows; `row` is empty where they are not to be streamed.
 template <typename Voxel>
 void single_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, const Taps& y, int64_t oz,
-                  int64_t height, const float* weight_x, const ChannelNormalisation& n, float* out) {
-    for (int64_t oy = 0; oy < height; ++oy) {
+                  int64_t height, const float* weight_x, const ChannelNormalisation& n, bool streams, float* row,
+                  float* out) {
+    for (int64_t oy = 0; oy < height; ++oy, out += source.size_x) {
         const Voxel* from = source.voxels + channel * source.steps.channel + z.first[oz] * source.steps.z +
                             y.first[oy] * source.steps.y;
         single_row<Voxel>(from, source.size_x, z.weight[oz * z.most], y.weight[oy * y.most], weight_x, n,
-                          out + oy * source.size_x);
+                          streams ? row : out);
+        if (streams) stream_row(row, source.size_x, out);
     }
 }
 
-// The source's (size_y, size_x) plane blended along z for output plane oz.
-template <typename Voxel>
-void blend_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, int64_t oz, float* plane) {
-    for (int64_t y = 0; y < source.size_y; ++y) {
-        const Voxel* from = source.voxels + channel * source.steps.channel + z.first[oz] * source.steps.z +
-                            y * source.steps.y;
-        blend_rows<Voxel>(from, source.steps.z, source.steps.x, source.size_x, z.weight + oz * z.most, z.count[oz],
-                          plane + y * source.size_x);
+// Source rows blended along z for one output plane, each once, as many as an output row takes: they stay in cache.
+class RowsAlongZ {
+public:
+    RowsAlongZ(int64_t most, int64_t length) : length_(length), held_(most), rows_(most * length) {}
+
+    void next_plane() { std::fill(held_.begin(), held_.end(), -1); }
+
+    // The row at y; `blend` makes it where it is not held. Rows of one output lie side by side, so none takes
+    // another's place.
+    template <typename Blend>
+    const float* row(int64_t y, const Blend& blend) {
+        const int64_t place = y % int64_t(held_.size());
+        float* own = rows_.data() + place * length_;
+        if (held_[place] != y) blend(y, own);
+        held_[place] = y;
+        return own;
     }
+
+private:
+    int64_t length_;
+    std::vector<int64_t> held_;
+    std::vector<float> rows_;
+};
+
+template <int TAPS>
+DROPGEN_ROW sum_rows(const float* const* __restrict rows, const float* __restrict weight, int64_t length,
+                     float* __restrict out) {
+    for (int64_t x = 0; x < length; ++x) {
+        float sum = 0.0f;
+#pragma GCC unroll 4
+        for (int t = 0; t < TAPS; ++t) sum = with_tap(sum, weight[t], rows[t][x]);
+        out[x] = sum;
+    }
+}
+
+// The output row oy of the plane before its taps along x.
+template <typename Blend>
+void blend_along_y(const Taps& y, int64_t oy, RowsAlongZ& along_z, const Blend& blend, int64_t length,
+                   std::vector<const float*>& rows, float* out) {
+    const float* weight = y.weight + oy * y.most;
+    const int32_t count = y.count[oy];
+    for (int32_t t = 0; t < count; ++t) rows[t] = along_z.row(y.first[oy] + t, blend);
+    if (count == 2) return sum_rows<2>(rows.data(), weight, length, out);
+    if (count == 3) return sum_rows<3>(rows.data(), weight, length, out);
+    if (count == 4) return sum_rows<4>(rows.data(), weight, length, out);
+    start_row<float>(rows[0], 1, length, weight[0], out);
+    for (int32_t t = 1; t < count; ++t) add_row<float>(rows[t], 1, length, weight[t], out);
 }
 
 template <typename Voxel>
@@ -176,27 +162,39 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
     const int threads = thread_count();
     const TapsAlongX taps_x = along_x_of(x, width, source.size_x);
     // Allocated here: an exception must not leave a parallel region.
-    std::vector<std::vector<float>> planes(threads, std::vector<float>(source.size_y * source.size_x));
-    std::vector<std::vector<float>> rows(threads, std::vector<float>(source.size_x));
+    std::vector<RowsAlongZ> rows_along_z(threads, RowsAlongZ(y.most, source.size_x));
+    std::vector<std::vector<const float*>> tap_rows(threads, std::vector<const float*>(y.most));
+    std::vector<std::vector<float>> rows(threads, std::vector<float>(source.size_x + ROOM));
 
     const bool single_yx =
         source.steps.x == 1 && taps_x.identity &&
         std::all_of(y.count, y.count + height, [](int32_t taps) { return taps == 1; });
 
+    const bool streams = out.nbytes() >= STREAMED;
+
     py::gil_scoped_release released;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < channels * depth; ++i) {
+        const int thread = omp_get_thread_num();
         if (single_yx && z.count[i % depth] == 1) {
             single_plane(source, i / depth, z, y, i % depth, height, taps_x.weight.data(),
-                         channel_normalisation(table, channels, i / depth), to + i * height * width);
+                         channel_normalisation(table, channels, i / depth), streams,
+                         rows[thread].data(), to + i * height * width);
+            streamed();
             continue;
         }
-        float *plane = planes[omp_get_thread_num()].data(), *row = rows[omp_get_thread_num()].data();
-        blend_plane(source, i / depth, z, i % depth, plane);
+        RowsAlongZ& along_z = rows_along_z[thread];
+        along_z.next_plane();
+        const int64_t oz = i % depth;
+        const Voxel* plane = source.voxels + i / depth * source.steps.channel + z.first[oz] * source.steps.z;
+        const auto blend_along_z = [&](int64_t row, float* blended) {
+            blend_rows<Voxel>(plane + row * source.steps.y, source.steps.z, source.steps.x, source.size_x,
+                              z.weight + oz * z.most, z.count[oz], blended);
+        };
+        float* row = rows[thread].data();
         const ChannelNormalisation n = channel_normalisation(table, channels, i / depth);
         for (int64_t oy = 0; oy < height; ++oy) {
-            blend_rows<float>(plane + y.first[oy] * source.size_x, source.size_x, 1, source.size_x,
-                              y.weight + oy * y.most, y.count[oy], row);
+            blend_along_y(y, oy, along_z, blend_along_z, source.size_x, tap_rows[thread], row);
             float* own = to + (i * height + oy) * width;
             along_x(row, taps_x, x.most, width, own);
             normalise_row(own, width, n);

@@ -18,21 +18,12 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Table = py::array_t<int64_t, py::array::c_style>;
 
-// One run of equal labels along x.
-struct Run {
-    int64_t z, y, first, last, sum, squares;
+// What a thread found of one label, a cache line. Boxes are four numbers so that one instruction takes their least:
+// z, y, x and one that nobody reads.
+struct alignas(64) Found {
+    int64_t count = 0, sum = 0, squares = 0;
+    int32_t low[4] = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}, high[4] = {-1, -1, -1, -1};
 };
-
-inline void add(int64_t* row, const Run& run) {
-    row[COUNT] += run.last - run.first;
-    row[SUM] += run.sum;
-    row[SQUARES] += run.squares;
-    const int64_t low[3] = {run.z, run.y, run.first}, high[3] = {run.z, run.y, run.last - 1};
-    for (int axis = 0; axis < 3; ++axis) {
-        row[LOW_Z + axis] = std::min(row[LOW_Z + axis], low[axis]);
-        row[HIGH_Z + axis] = std::max(row[HIGH_Z + axis], high[axis]);
-    }
-}
 
 // In two passes: in one, the compiler sees which clamped values are known and branches on them instead of using
 // vectors.
@@ -45,6 +36,16 @@ DROPGEN_ROW round_row(const float* __restrict clamped, int64_t count, int32_t* _
     for (int64_t x = 0; x < count; ++x) levels[x] = rounded_level(clamped[x]);
 }
 
+// Sums of a run stay below 2^32: levels, and the upper and lower halves of their squares, are below 2^16.
+constexpr int64_t MOST_RUN = 1 << 16;
+
+template <typename Label>
+DROPGEN_ROW greatest(const Label* __restrict label, int64_t count, Label* __restrict found) {
+    Label most = 0;
+    for (int64_t x = 0; x < count; ++x) most = label[x] > most ? label[x] : most;
+    *found = most;
+}
+
 // Where the run of the label at `first` ends: eight bytes of labels at a time.
 template <typename Label>
 inline int64_t run_end(const Label* label, int64_t first, int64_t count) {
@@ -54,31 +55,54 @@ inline int64_t run_end(const Label* label, int64_t first, int64_t count) {
     for (; x + AT_ONCE <= count; x += AT_ONCE) {
         uint64_t found;
         memcpy(&found, label + x, sizeof found);
-        if (found != same) break;
+        if (found != same) return x + __builtin_ctzll(found ^ same) / (8 * int64_t(sizeof(Label)));
     }
     while (x < count && label[x] == label[first]) ++x;
     return x;
 }
 
-// All runs of one row of the volume. A level is below 2^16, so its square fits 32 bits.
+// All runs of the row of the volume at (z, y).
 template <typename Label>
-DROPGEN_ROW add_row(const Label* __restrict label, const int32_t* __restrict levels, int64_t count, int64_t z,
-                    int64_t y, int64_t* __restrict table) {
+DROPGEN_ROW add_row(const Label* __restrict label, const int32_t* __restrict levels, int64_t count, int32_t z,
+                    int32_t y, Found* __restrict found) {
     for (int64_t first = 0; first < count;) {
-        const int64_t last = run_end(label, first, count);
-        uint64_t sum = 0, squares = 0;
+        const int64_t last = run_end(label, first, std::min(count, first + MOST_RUN));
+        uint32_t sum = 0, low = 0, high = 0;
         for (int64_t x = first; x < last; ++x) {
-            const uint32_t own = uint32_t(levels[x]);
+            const uint32_t own = uint32_t(levels[x]), square = own * own;
             sum += own;
-            squares += own * own;
+            low += square & 0xffff;
+            high += square >> 16;
         }
-        add(table + int64_t(label[first]) * COLUMNS, {z, y, first, last, int64_t(sum), int64_t(squares)});
+        Found& mine = found[label[first]];
+        mine.count += last - first;
+        mine.sum += sum;
+        mine.squares += (int64_t(high) << 16) + low;
+        const int32_t begin[4] = {z, y, int32_t(first), 0}, end[4] = {z, y, int32_t(last - 1), 0};
+        for (int i = 0; i < 4; ++i) {
+            mine.low[i] = std::min(mine.low[i], begin[i]);
+            mine.high[i] = std::max(mine.high[i], end[i]);
+        }
         first = last;
     }
 }
 
+// What a thread found joins a row of the table.
+void join(const Found& found, int64_t first_z, int64_t* row) {
+    if (!found.count) return;
+    row[COUNT] += found.count;
+    row[SUM] += found.sum;
+    row[SQUARES] += found.squares;
+    for (int axis = 0; axis < 3; ++axis) {
+        const int64_t offset = axis ? 0 : first_z;
+        row[LOW_Z + axis] = std::min(row[LOW_Z + axis], found.low[axis] + offset);
+        row[HIGH_Z + axis] = std::max(row[HIGH_Z + axis], found.high[axis] + offset);
+    }
+}
+
+// Returns the greatest label; where the table has no row for it, the table stays as it is.
 template <typename Label>
-void statistics(const py::array_t<Label, py::array::c_style>& labels, const Floats& intensities, float offset,
+int64_t statistics(const py::array_t<Label, py::array::c_style>& labels, const Floats& intensities, float offset,
                 float scale, int64_t first_z, Table& table) {
     const Shape size{labels.shape(0), labels.shape(1), labels.shape(2)};
     const int64_t rows = table.shape(0);
@@ -87,31 +111,30 @@ void statistics(const py::array_t<Label, py::array::c_style>& labels, const Floa
     int64_t* to = table.mutable_data();
     const int threads = thread_count();
     // Allocated here: an exception must not leave a parallel region.
-    std::vector<std::vector<int64_t>> own(threads, std::vector<int64_t>(to, to + rows * COLUMNS));
+    std::vector<std::vector<Found>> own(threads, std::vector<Found>(rows));
     std::vector<std::vector<int32_t>> rows_of_levels(threads, std::vector<int32_t>(size.x));
     std::vector<std::vector<float>> clamped_rows(threads, std::vector<float>(size.x));
-    for (auto& one : own)
-        for (int64_t i = 0; i < rows; ++i) std::fill_n(one.data() + i * COLUMNS, 3, int64_t(0));
 
+    int64_t most = 0;
     py::gil_scoped_release released;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(max : most)
     for (int64_t plane_row = 0; plane_row < size.z * size.y; ++plane_row) {
-        int64_t* mine = own[omp_get_thread_num()].data();
+        Found* mine = own[omp_get_thread_num()].data();
         const Label* in = label + plane_row * size.x;
+        Label own_most;
+        greatest<Label>(in, size.x, &own_most);
+        most = std::max(most, int64_t(own_most));
+        if (most >= rows) continue;
         int32_t* levels = rows_of_levels[omp_get_thread_num()].data();
         float* clamped = clamped_rows[omp_get_thread_num()].data();
         clamp_row(value + plane_row * size.x, size.x, offset, scale, clamped);
         round_row(clamped, size.x, levels);
-        add_row<Label>(in, levels, size.x, first_z + plane_row / size.y, plane_row % size.y, mine);
+        add_row<Label>(in, levels, size.x, int32_t(plane_row / size.y), int32_t(plane_row % size.y), mine);
     }
+    if (most >= rows) return most;
     for (const auto& one : own)
-        for (int64_t i = 0; i < rows; ++i) {
-            const int64_t* from = one.data() + i * COLUMNS;
-            int64_t* row = to + i * COLUMNS;
-            for (int c = COUNT; c <= SQUARES; ++c) row[c] += from[c];
-            for (int c = LOW_Z; c <= LOW_X; ++c) row[c] = std::min(row[c], from[c]);
-            for (int c = HIGH_Z; c <= HIGH_X; ++c) row[c] = std::max(row[c], from[c]);
-        }
+        for (int64_t i = 0; i < rows; ++i) join(one[i], first_z, to + i * COLUMNS);
+    return most;
 }
 
 template <typename Label>

@@ -71,9 +71,9 @@ def statistics(labels: NDArray[Any], intensities: Float32Array, levels: Levels, 
     require_array("table", table, np.int64, ("labels", COLUMNS), writes=True)
     if not labels.size:
         return
-    if labels.max() >= len(table):
-        raise ValueError(f"label {labels.max()} has no row in a table of {len(table)}")
-    _host.statistics(labels, intensities, float(levels.offset), float(levels.scale), first_z, table)
+    greatest = _host.statistics(labels, intensities, float(levels.offset), float(levels.scale), first_z, table)
+    if greatest >= len(table):
+        raise ValueError(f"label {greatest} has no row in a table of {len(table)}")
 
 
 def moments(table: Table, levels: Levels) -> NDArray[np.float64]:

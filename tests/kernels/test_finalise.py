@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import INTERPOLATION, PROBABILITY
 
@@ -48,6 +48,32 @@ def test_equals_definition(problem):
     without, *none = finalise(*problem)
     assert none == [None, None]
     assert without.tobytes() == labels.tobytes()
+
+
+def finer_map(extent: int, count: int) -> AxisMap:
+    """Voxel centres of a grid of ``count`` voxels over the same length as ``extent``."""
+    places = np.clip((np.arange(count) + 0.5) * extent / count - 0.5, 0, extent - 1)
+    lower = np.floor(places).astype(np.int32)
+    return axis_map(lower, np.minimum(lower + 1, extent - 1), places - lower)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    classes=st.sampled_from([1, 2, 3, 4, 6, 7, 8, 14, 15]),
+    extent=st.integers(1, 70),
+    ratio=st.sampled_from([0.5, 0.9, 1.0, 1.2, 4 / 3, 1.5, 2.0, 3.7]),
+    same=st.tuples(st.booleans(), st.booleans()),
+)
+def test_rows_in_lanes_equal_definition(most_lanes, seed, classes, extent, ratio, same):
+    rng = np.random.default_rng(seed)
+    size = (3, 5, extent)
+    sums = np.round(rng.normal(size=(classes, *size)) * 3).astype(np.float32)
+    totals = [rng.integers(1, 4, n).astype(np.float32) for n in size]
+    maps = [AxisMap.identity(n) if keep else finer_map(n, 7) for n, keep in zip(size, same, strict=False)]
+    maps.append(finer_map(extent, max(round(extent * ratio), 1)))
+    labels, *_ = finalise(sums, totals, maps)
+    np.testing.assert_array_equal(labels, finalise_definition(sums, totals, maps)[0])
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from gpu_cases import normal, random_taps, size, turned
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import CONSTANT_FIELD
 
@@ -42,6 +42,30 @@ def test_one_source_row_for_an_output_row(seed, voxel_type):
     out = np.full((2, len(taps[0]), rows, width), np.nan, np.float32)
     assert resample(volume, taps, normalisation, out) is out
     assert out.tobytes() == resample_definition(volume, taps, normalisation).tobytes()
+
+
+def triangle(extent: int, count: int) -> Taps:
+    places = np.clip((np.arange(count) + 0.5) * extent / count - 0.5, 0, extent - 1)[:, None]
+    weights = np.maximum(0, 1 - np.abs(np.arange(extent) - places) / max(extent / count, 1))
+    return Taps.of_matrix(weights / weights.sum(axis=1, keepdims=True))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SEEDS, st.integers(1, 90), st.sampled_from([0.4, 0.7, 1.0, 1.3, 1.5, 1.7, 2.0, 3.0]))
+def test_rows_in_lanes_equal_definition(most_lanes, seed, extent, ratio):
+    rng = np.random.default_rng(seed)
+    volume = (rng.standard_normal((1, 5, 6, extent)) * 1000).astype(np.int16)
+    taps = [triangle(5, 4), triangle(6, 9), triangle(extent, max(round(extent / ratio), 1))]
+    assert resample(volume, taps).tobytes() == resample_definition(volume, taps, Normalisation.identity()).tobytes()
+
+
+def test_a_result_past_the_caches():
+    """Large enough to be streamed, with rows that begin anywhere in a cache line."""
+    volume = np.random.default_rng(0).integers(-1000, 1000, (1, 61, 301, 251)).astype(np.int16)
+    taps = [Taps.identity(n) for n in volume.shape[1:]]
+    found = resample(volume, taps)
+    assert found.nbytes > 2**24
+    np.testing.assert_array_equal(found, volume)
 
 
 def test_same_bits_with_one_and_two_threads():

@@ -1,0 +1,14 @@
+import pytest
+
+from dropgen_rt.kernels import _host
+
+
+@pytest.fixture(params=[0, 8, 16])
+def most_lanes(request):
+    """As on processors without AVX-512, and without AVX2; what this one does not have is not tried."""
+    _host.set_most_lanes(request.param)
+    if _host.lanes() != request.param:
+        _host.set_most_lanes(16)
+        pytest.skip(f"this processor has no {request.param} lanes")
+    yield request.param
+    _host.set_most_lanes(16)
