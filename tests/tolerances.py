@@ -74,3 +74,6 @@ PERCENTILE = 1e-12
 # Mean and standard deviation of intensities that were rounded to 16 bits, relative to their range: half a level of
 # rounding in each, and float64 sums of squares.
 LEVEL = 1 / 65535
+
+# Gradients of one convolution in bf16 against fp32, relative in the Euclidean norm: inputs and outputs keep eight bits.
+BF16_GRADIENT = 2e-2

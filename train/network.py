@@ -111,7 +111,21 @@ class UNet(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:
-    return nn.Conv3d(inputs, outputs, 3, padding="same", padding_mode=config.padding_mode, bias=config.conv_bias)
+    return Conv3d(inputs, outputs, 3, padding="same", padding_mode=config.padding_mode, bias=config.conv_bias)
+
+
+class Conv3d(nn.Conv3d):
+    """As its parent, of kernel 3. In training, volumes of two planes are padded along z before they are convolved.
+
+    PyTorch 2.13 on a CPU leaves garbage in the bf16 gradient of a kernel of three where z is two and zeros are padded
+    by the convolution itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] != 2 or self.padding_mode != "zeros" or not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)
+        padded = nn.functional.pad(x, (0, 0, 0, 0, 1, 1))
+        return nn.functional.conv3d(padded, self.weight, self.bias, padding=(0, 1, 1))
 
 
 class BatchNorm3d(nn.BatchNorm3d):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from shared_data import SHARED, needs
-from tolerances import NETWORK_ORACLE, NORMALISED_ORACLE
+from tolerances import BF16_GRADIENT, NETWORK_ORACLE, NORMALISED_ORACLE
 
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
 
@@ -95,6 +95,23 @@ def test_encoder_is_frozen_and_stays_in_evaluation_mode() -> None:
     assert not network.encoder.training
     assert network.segmentor.training
     assert all(torch.equal(before[key], value) for key, value in network.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_gradients_in_bf16_follow_fp32(depth: int) -> None:
+    """PyTorch's own are garbage on a CPU where z is two."""
+    torch.manual_seed(0)
+    layer = next(module for module in UNet(SMALL).modules() if isinstance(module, torch.nn.Conv3d))
+    convolution = type(layer)(64, 64, 3, padding="same", bias=False).to(memory_format=torch.channels_last_3d)
+    image = torch.randn(2, 64, depth, 4, 4).to(memory_format=torch.channels_last_3d)
+    gradients = []
+    for enabled in (False, True):
+        convolution.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            convolution(image).square().sum().backward()
+        assert convolution.weight.grad is not None
+        gradients.append(convolution.weight.grad.clone())
+    assert torch.linalg.norm(gradients[1] - gradients[0]) <= BF16_GRADIENT * torch.linalg.norm(gradients[0])
 
 
 def test_dropout_takes_whole_channels_the_image_included() -> None:
