@@ -22,12 +22,14 @@ import torch.nn.functional as F  # noqa: N812  it is F everywhere
 from monai.inferers import sliding_window_inference
 
 from dropgen_rt.train.checkpoint import load_encoder
+from dropgen_rt.train.device import autocast
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig
 
 METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75")
+SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "precision")
 TEST_BATCH = 8
-BASELINE, OURS = "erm", "dropgen 0.75"
+BASELINE = "erm"
 
 
 def main() -> None:
@@ -50,6 +52,7 @@ def main() -> None:
     run.add_argument("--learning-rate", type=float, default=2e-3)
     run.add_argument("--cases", type=int, default=0, help="Test on the first so many of each domain; 0 takes all.")
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    run.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     run.add_argument("--minutes", type=float, default=float("inf"), help="Start no further run after this.")
     report = verbs.add_parser("report")
     report.add_argument("--runs", type=Path, required=True)
@@ -76,7 +79,7 @@ def do_run(arguments: argparse.Namespace) -> None:
     data = Data(arguments.data, torch.device(arguments.device), arguments.cases)
     encoder = load_encoder(arguments.encoder)
     digest = hashlib.sha256(arguments.encoder.read_bytes()).hexdigest()
-    settings = {key: getattr(arguments, key) for key in ("steps", "batch", "width", "levels", "learning_rate", "cases")}
+    settings = {key: getattr(arguments, key) for key in SETTINGS}
     for seed in arguments.seeds:
         for method in arguments.methods:
             path = arguments.runs / f"{data.setting}-{method.replace(' ', '')}-{seed}.json"
@@ -88,7 +91,7 @@ def do_run(arguments: argparse.Namespace) -> None:
                 return
             began = time.perf_counter()
             network, loss = train(data, encoder, method, seed, arguments)
-            dice = {name: test(network, data, name) for name in data.domains}
+            dice = {name: test(network, data, name, arguments.precision) for name in data.domains}
             seconds = time.perf_counter() - began
             about = {"labels": data.labels, "in_domain": data.inside, "out_of_domain": data.outside}
             path.write_text(json.dumps({"note": note, **about, "loss": loss, "seconds": seconds, "dice": dice}))
@@ -151,7 +154,7 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
         chosen = torch.randint(len(images), (arguments.batch,), generator=chance, device=data.device)
         image, target = moved(images[chosen], labels[chosen], chance)
         torch.manual_seed(seed * 1_000_003 + step)
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=data.device.type == "cuda"):
+        with autocast(data.device, arguments.precision):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         loss = loss_of(logits.float(), target)
         optimiser.zero_grad()
@@ -187,13 +190,13 @@ def moved(images: torch.Tensor, labels: torch.Tensor, chance: torch.Generator) -
 
 
 @torch.no_grad()
-def test(network: DropGen, data: Data, domain: str) -> list[list[float]]:
+def test(network: DropGen, data: Data, domain: str, precision: str) -> list[list[float]]:
     """Dice per case and label by the sliding window of the paper, overlap one half."""
     images, labels = data.arrays[domain]
     rows = []
     for some, truth in zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
         some = some.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=data.device.type == "cuda"):
+        with autocast(data.device, precision):
             logits = sliding_window_inference(some, data.window, TEST_BATCH, network, overlap=0.5, mode="constant")
         found = logits.float().argmax(1, keepdim=True)
         values = torch.arange(1, len(data.labels) + 1, device=data.device).view(1, -1, 1, 1, 1)
@@ -215,7 +218,8 @@ def do_report(arguments: argparse.Namespace) -> None:
         for method, row in figures["methods"].items():
             cells = (f"{row[kind]['mean']:.3f} +- {row[kind]['sd']:.3f}" for kind in ("in_domain", "out_of_domain"))
             print(f"{method:14}" + "".join(f"{cell:>16}" for cell in cells))
-        print(f"{OURS} above {BASELINE}: {figures['gain']}")
+        for method, gain in figures["gain"].items():
+            print(f"{method} above {BASELINE}: {gain}")
     if arguments.picture is not None:
         draw(tables, arguments.picture)
     write(arguments.out, {"settings": tables})
@@ -234,11 +238,15 @@ def table(runs: list[dict]) -> dict:
             kind: spread([np.mean([np.nanmean(run["dice"][name]) for name in names]) for run in mine])
             for kind, names in kinds.items()
         } | {"seeds": [run["note"]["seed"] for run in mine]}
-    gain = {}
-    if {BASELINE, OURS} <= methods.keys():
-        gain = {kind: round(methods[OURS][kind]["mean"] - methods[BASELINE][kind]["mean"], 4)
-                for kind in ("in_domain", "out_of_domain")}  # fmt: skip
-    settings = {key: runs[0]["note"][key] for key in ("steps", "batch", "width", "levels", "learning_rate", "cases")}
+    gain = {
+        method: {
+            kind: round(row[kind]["mean"] - methods[BASELINE][kind]["mean"], 4)
+            for kind in ("in_domain", "out_of_domain")
+        }
+        for method, row in methods.items()
+        if BASELINE in methods and method != BASELINE
+    }
+    settings = {key: runs[0]["note"][key] for key in SETTINGS}
     return {**settings, "encoder_sha256": runs[0]["note"]["encoder_sha256"], "gain": gain, "methods": methods}
 
 

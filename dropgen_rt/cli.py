@@ -54,6 +54,7 @@ main.add_command(inspect)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
 @click.option("--memory", metavar="SIZE", help="Most memory to use, such as 4G; too little for a scan is refused.")
 @click.option("--every-window", is_flag=True, help="Ask the network about windows of nothing but air, too.")
+@click.option("--cuda-graph", is_flag=True, help="On a GPU: start the network with one call per batch.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--format", "formats", multiple=True, metavar="NAME", help=f"Of {', '.join(FORMATS)}; several: A,B.")
 @click.option("--series", metavar="UID", help="The series of a DICOM input, or UID:NUMBER; see inspect.")
@@ -61,7 +62,7 @@ main.add_command(inspect)
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
     overlap: float | None, blend: Blend | None, window: str | None, device: str, memory: str | None,
-    every_window: bool, quiet: bool, formats: tuple[str, ...], series: str | None, report: bool,
+    every_window: bool, cuda_graph: bool, quiet: bool, formats: tuple[str, ...], series: str | None, report: bool,
 ) -> None:  # fmt: skip
     """Segment scans (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
@@ -72,7 +73,7 @@ def infer(
     limit = None if memory is None else parse_bytes(memory)
     settings = Settings(
         overlap=overlap, blend=blend, reference=reference, skip_air=not every_window, memory_bytes=limit,
-        window=None if window is None else parse_window(window),
+        window=None if window is None else parse_window(window), cuda_graph=cuda_graph,
     )  # fmt: skip
     failures = infer_files(scans, out, model, settings, device, quiet, report, parse_formats(formats), series)
     if failures:

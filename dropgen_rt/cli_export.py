@@ -74,6 +74,10 @@ def export(
     click.echo(f"{made.name}: {len(made.labels)} labels, window {made.window}, spacing {made.spacing_mm} mm")
     for row in rows:
         click.echo(row.text())
+    if not given["golden"]:
+        click.echo(
+            "golden windows are synthetic; --golden SCAN lets build-engine judge a narrow precision on real ones"
+        )
     click.echo(f"wrote {out}")
 
 

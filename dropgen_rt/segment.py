@@ -44,6 +44,7 @@ class Settings:
     skipped. ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
     ``window`` is (z, y, x) voxels for a model whose graph takes any, or "auto": the size that computes least and fits.
     ``reserved_bytes`` is what other work of this process will take meanwhile, and is counted in the prediction.
+    ``cuda_graph`` lets a GPU start the network with one call per batch, from the second batch on.
     """
 
     overlap: float | None = None
@@ -54,6 +55,7 @@ class Settings:
     memory_bytes: int | None = None
     window: Wish | None = None
     reserved_bytes: int = 0
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:

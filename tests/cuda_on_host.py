@@ -33,6 +33,25 @@ def build(folder: Path) -> dict[str, ctypes._CFuncPtr]:
     return functions
 
 
+class HostGraphs:
+    """Graphs hold what they are to run, and run it when they are replayed."""
+
+    def __init__(self):
+        self.graphs, self.replayed = {}, 0
+
+    def capture(self, stream, work):
+        number = len(self.graphs) + 1
+        self.graphs[number] = work
+        return number
+
+    def replay(self, graph, stream):
+        self.replayed += 1
+        self.graphs[graph]()
+
+    def drop(self, graph):
+        del self.graphs[graph]
+
+
 class HostDevice:
     """``dropgen_rt.gpu.Device`` on the CPU."""
 
@@ -45,6 +64,7 @@ class HostDevice:
         self._functions = functions
         self.held: dict[int, np.ndarray] = {}
         self.launched: list[str] = []
+        self.recorder = HostGraphs()
 
     def allocate(self, size):
         block = np.full(size + 256, 0xCD, np.uint8)  # never zero: what is not written must show
@@ -107,6 +127,9 @@ class HostDevice:
         parameters = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
         grid = (ctypes.c_uint * 3)(*launch.grid)
         self._functions[launch.entry](grid, ctypes.c_uint(launch.threads), parameters)
+
+    def graphs(self):
+        return self.recorder
 
     def close(self):
         self.held.clear()

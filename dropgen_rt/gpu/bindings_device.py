@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from dropgen_rt.errors import DeviceError, DeviceMemoryError
 from dropgen_rt.gpu.device import address_of
+from dropgen_rt.gpu.graphs import StreamGraphs
 from dropgen_rt.kernels.launch import Launch
 
 _C_TYPES = {"i": ctypes.c_int32, "I": ctypes.c_uint32, "q": ctypes.c_int64, "l": ctypes.c_int64, "f": ctypes.c_float}
@@ -145,6 +146,9 @@ class BindingsDevice:
         function = self._functions[launch.entry]
         block = launch.threads, 1, 1
         _called(driver.cuLaunchKernel(function, *launch.grid, *block, 0, stream, (tuple(values), tuple(types)), 0))
+
+    def graphs(self) -> StreamGraphs:
+        return StreamGraphs()
 
     def close(self) -> None:
         for address in self._pinned:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from numpy.typing import DTypeLike, NDArray
 
 from dropgen_rt.errors import DeviceError
+from dropgen_rt.gpu.graphs import StreamGraphs
 from dropgen_rt.kernels.launch import Launch
 
 
@@ -92,6 +93,10 @@ class Device(Protocol):
 
     def launch(self, launch: Launch, stream: int = 0) -> None:
         """Start a kernel."""
+        ...
+
+    def graphs(self) -> StreamGraphs:
+        """Recorders of what a stream is given."""
         ...
 
     def close(self) -> None:

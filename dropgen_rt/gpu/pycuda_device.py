@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from pycuda.tools import DeviceMemoryPool
 
 from dropgen_rt.errors import DeviceError, DeviceMemoryError
+from dropgen_rt.gpu.graphs import StreamGraphs
 from dropgen_rt.kernels.launch import Launch
 
 
@@ -133,6 +134,9 @@ class PycudaDevice:
         with _refusals(f"starting {launch.entry}"):
             function, block = self._functions[launch.entry], (launch.threads, 1, 1)
             function(*launch.arguments, block=block, grid=launch.grid, stream=self._streams[stream])
+
+    def graphs(self) -> StreamGraphs:
+        return StreamGraphs()
 
     def close(self) -> None:
         atexit.unregister(self.close)

@@ -7,6 +7,7 @@ headers): between the two only the network differs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dropgen_rt.air import AIR_LEVEL, greatest_levels
 from dropgen_rt.errors import DeviceMemoryError
 from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, address_of
+from dropgen_rt.gpu.graphs import NetworkGraph
 from dropgen_rt.gpu.images import load_kernels
 from dropgen_rt.kernels import AxisMap, Normalisation, Taps
 from dropgen_rt.kernels.accumulate import bounding_box
@@ -145,6 +147,7 @@ class GpuRoll:
     def __init__(
         self, road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation,
         engine: Any, classes: int, maps: Sequence[AxisMap], blend: Blend, batch: int, probability: bool,
+        cuda_graph: bool = False,
     ) -> None:  # fmt: skip
         self.road, self.held, self.image, self.plan = road, held, image, plan
         self.engine, self.classes, self.maps, self.batch = engine, classes, maps, batch
@@ -166,6 +169,7 @@ class GpuRoll:
         self.probability = held.room(shape, np.float32) if probability else 0
         self.windows, self.logits, self.air_logits = 0, 0, 0
         self._make_room()
+        self.network = self._graph_of_network() if cuda_graph else None
 
     def _make_room(self) -> None:
         """Windows and logits of one batch; where memory is out, of half as many."""
@@ -182,6 +186,10 @@ class GpuRoll:
             self.windows, self.logits = room
             return
 
+    def _graph_of_network(self) -> NetworkGraph:
+        recorder, stream = self.road.device.graphs(), self.road.stream
+        return NetworkGraph(recorder, stream, partial(self.engine.infer_device, self.windows, self.logits))
+
     def _shrink(self) -> None:
         if self.batch == 1:
             raise DeviceMemoryError(
@@ -194,6 +202,8 @@ class GpuRoll:
         return (FLOAT if self.logit_type == "f32" else 2) * self.classes * self.window_voxels
 
     def close(self) -> None:
+        if self.network:
+            self.network.close()
         for address in (self.windows, self.logits, self.air_logits):
             if address:
                 self.road.device.release(address)
@@ -235,7 +245,10 @@ class GpuRoll:
         at = self.at + first * START_BYTES
         self.road.launch(gather_launch(self.image, shape, at, count, window, table, self.windows))
         try:
-            self.engine.infer_device(self.windows, self.logits, count, self.road.stream)
+            if self.network:
+                self.network.infer(count)
+            else:
+                self.engine.infer_device(self.windows, self.logits, count, self.road.stream)
         except DeviceMemoryError:
             self._shrink()
             return 0
@@ -284,13 +297,13 @@ class GpuRoll:
 def roll_on_gpu(
     road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation, engine: Any,
     classes: int, maps: Sequence[AxisMap], *, blend: Blend, batch: int, probability: bool = False,
-    skip_air: bool = False,    progress: Callable[[int], None], watch: Stopwatch,
+    skip_air: bool = False, cuda_graph: bool = False, progress: Callable[[int], None], watch: Stopwatch,
 ) -> Rolled:  # fmt: skip
     """``slide.roll`` on a GPU: the same arguments, but that ``image`` is an address and the engine a DeviceEngine."""
     with watch.stage("find_air"):
         shape = (normalisation.channels, *plan.shape)
         air = road.air_windows(image, shape, plan, normalisation) if skip_air else np.zeros(len(plan), np.bool_)
-    roll = GpuRoll(road, held, image, plan, normalisation, engine, classes, maps, blend, batch, probability)
+    roll = GpuRoll(road, held, image, plan, normalisation, engine, classes, maps, blend, batch, probability, cuda_graph)
     try:
         with watch.stage("network"):
             labels, best = roll.run(air, progress)

@@ -81,7 +81,7 @@ def roll_scan(
         found = roll_on_gpu(
             road, held, image, plan, bounds, engine, manifest.classes, maps, blend=settings.resolved(manifest)[1],
             batch=chosen.batch, probability=settings.probabilities, progress=count, watch=watch,
-            skip_air=settings.skips_air,
+            skip_air=settings.skips_air, cuda_graph=settings.cuda_graph,
         )  # fmt: skip
     return found, chosen.memory
 

@@ -106,6 +106,16 @@ def test_probabilities_are_the_cpus(device):
     np.testing.assert_allclose(found.probability, expected.probability, atol=2e-6)
 
 
+def test_a_graph_of_the_network_gives_the_same(device):
+    network = HostNetwork()
+    settings = Settings(skip_air=False, cuda_graph=True)
+    expected, found = both(device, head((60, 44, 90), (1.5, 1.5, 1.5)), settings, network)
+    assert found.labels.tobytes() == expected.labels.tobytes()
+    # Once as it is for every size of a batch, then from graphs, which are dropped in the end.
+    assert device.recorder.replayed == len(network.batches) - len(set(network.batches)) > 0
+    assert not device.recorder.graphs
+
+
 @pytest.mark.parametrize("largest", [1, 2, 3])
 def test_a_network_out_of_memory_gets_smaller_batches(device, largest):
     network = HostNetwork(largest)
