@@ -8,6 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dropgen_rt.engines.contract import Precision, in_batches
+from dropgen_rt.engines.onnxruntime_means import sum_by_axes
 from dropgen_rt.errors import ModelError, PrecisionError, ResourceError
 from dropgen_rt.model import Model
 from dropgen_rt.typed_graph import typed
@@ -50,6 +51,7 @@ class OnnxRuntimeEngine:
         # TensorFloat-32 has 10 bits of mantissa: not what fp32 says.
         settings: dict[str, Any] = {} if kind == "cpu" else {"device_id": index or "0", "use_tf32": "0"}
         content = model.content if precision == "fp32" else typed(model.content, precision)
+        content = sum_by_axes(content) if kind == "cpu" else content
         try:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
             self._session = self._thread.submit(
