@@ -112,13 +112,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="brain9")
-    parser.add_argument("--scans", nargs="+", choices=SCANS, default=list(SCANS))
+    parser.add_argument("--scans", nargs="+", default=list(SCANS), help="Below ../shared/data, or paths.")
     parser.add_argument("--overlaps", nargs="+", type=float, default=[0.5, 0.25])
     arguments = parser.parse_args()
     model = open_named(arguments.model)
     rows = choices(model, arguments.overlaps)
     engines = {item: open_engine(model, engine="openvino", precision=item) for item in supported_precisions()}
-    scans = {name: one_scan(model, name, engines, rows) for name in arguments.scans}
+    scans = {
+        name if name in SCANS else Path(name).name: one_scan(model, name, engines, rows) for name in arguments.scans
+    }
     chosen = fastest(scans)
     print(chosen)
     write(arguments.out, {"model": model.manifest.name, "model_sha256": model.sha256, **chosen, "scans": scans})

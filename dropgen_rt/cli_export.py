@@ -42,6 +42,10 @@ class WindowCommand(click.Command):
     "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
     help="Type of the graph's body; leave it at fp32 to choose when the engine is built.",
 )  # fmt: skip
+@click.option(
+    "--overlap", type=float, default=0.5, show_default=True,
+    help="Share of a window that its neighbour covers at inference; 0.25 takes half the time, see docs/performance.md.",
+)  # fmt: skip
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="ONNX operator set.")
 @click.option("--golden", type=FILE, multiple=True, metavar="SCAN", help="Take the golden windows from this scan.")
 @click.option("--torchscript", type=FILE, help="Another network instead of CHECKPOINT: TorchScript, with --manifest.")
@@ -83,7 +87,7 @@ def export(
 
 def _refuse_for_others(given: dict[str, Any]) -> None:
     """Another network is written as it is. Raises UsageError for an option that would change it."""
-    fixed = {"window": None, "dynamic": False, "weights": "fp32", "opset": OPSET}
+    fixed = {"window": None, "dynamic": False, "weights": "fp32", "overlap": 0.5, "opset": OPSET}
     changed = [f"--{name}" for name, value in fixed.items() if given[name] != value]
     if changed:
         raise UsageError(

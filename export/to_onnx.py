@@ -44,7 +44,8 @@ Weights = Literal["fp32", "fp16"]
 class ExportOptions:
     """``window`` (z, y, x) voxels, by default the training window; ``dynamic`` lets it vary in multiples of the stride.
 
-    ``weights`` "fp16" stores kernels as float16; ``precision`` types the graph's body; ``golden`` names scans.
+    ``weights`` "fp16" stores kernels as float16; ``precision`` types the graph's body; ``golden`` names scans;
+    ``overlap`` is what inference uses unless told otherwise.
     """
 
     name: str | None = None
@@ -54,8 +55,11 @@ class ExportOptions:
     precision: Precision = "fp32"
     opset: int = OPSET
     golden: tuple[Path, ...] = ()
+    overlap: float = 0.5
 
     def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise UsageError(f"--overlap {self.overlap}: accepted is a number from 0 up to, not including, 1")
         if not OLDEST_OPSET <= self.opset <= onnx.defs.onnx_opset_version():
             raise UsageError(f"--opset {self.opset}: accepted are {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}")
         if self.weights == "fp16" and self.precision != "fp32":
@@ -137,6 +141,7 @@ def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions,
         "notice": " ".join(str(content["dataset"]["notice"]).split()),
         "source": content.get("source", {}),
         "dynamic_window": options.dynamic,
+        "overlap": options.overlap,
     }
     return read_fields(Manifest, fields, unknown="refuse")
 

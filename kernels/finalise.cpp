@@ -1,6 +1,7 @@
 // finalise on the host: OpenMP over strips of output rows; within a strip the classes come outermost, so that
 // only a few rows of floats live beside the sums. Shapes and table ranges were checked in finalise.py.
 
+#include "aligned.h"
 #include "finalise_lanes.h"
 #include "finalise_problem.h"
 
@@ -35,8 +36,8 @@ constexpr int64_t CACHE_LINE = 64;  // bytes
 // What one thread needs: a blended row, its values on the output's x axis, the state of the strip's rows.
 struct Strip {
     int64_t rows;
-    std::vector<float> blended, value, best, total, second;
-    std::vector<int32_t> label;
+    Aligned<float> blended, value, best, total, second;
+    Aligned<int32_t> label;
     std::vector<Corners> corners;
 
     explicit Strip(const Problem& p)
@@ -216,7 +217,7 @@ void finalise_strips(const Problem& p, Label* labels, float* probability, float*
     // Allocated here: an exception must not leave a parallel region.
     std::vector<Strip> strips(threads, Strip(p));
     const int64_t rows = p.out.z * p.out.y, per_strip = strips[0].rows;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t first = 0; first < rows; first += per_strip) {
         Strip& strip = strips[omp_get_thread_num()];
         const int64_t count = std::min(per_strip, rows - first);

@@ -93,7 +93,7 @@ DROPGEN_ROW digits_of(const float* __restrict in, int64_t count, Digit digit, ui
 
 // `tables` is (TABLES, bins + 1): the last bin takes what does not count.
 void count_digits(const float* in, int64_t count, const Digit& digit, uint32_t bins, int64_t* tables) {
-    uint32_t found[PIECE];
+    alignas(64) uint32_t found[PIECE];
     for (int64_t first = 0; first < count; first += PIECE) {
         const int64_t here = std::min(PIECE, count - first);
         digits_of(in + first, here, digit, bins, found);

@@ -2,6 +2,7 @@
 // row needs along z, each once for a plane, then along y, then along x. Shapes and tap ranges were checked in
 // resample.py.
 
+#include "aligned.h"
 #include "resample.h"
 #include "resample_along_x.h"
 #include "stream.h"
@@ -101,7 +102,7 @@ void single_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, c
 // Source rows blended along z for one output plane, each once, as many as an output row takes: they stay in cache.
 class RowsAlongZ {
 public:
-    RowsAlongZ(int64_t most, int64_t length) : length_(length), held_(most), rows_(most * length) {}
+    RowsAlongZ(int64_t most, int64_t length) : length_(whole_lines(length)), held_(most), rows_(most * length_) {}
 
     void next_plane() { std::fill(held_.begin(), held_.end(), -1); }
 
@@ -119,7 +120,7 @@ public:
 private:
     int64_t length_;
     std::vector<int64_t> held_;
-    std::vector<float> rows_;
+    Aligned<float> rows_;
 };
 
 template <int TAPS>
@@ -164,7 +165,7 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
     // Allocated here: an exception must not leave a parallel region.
     std::vector<RowsAlongZ> rows_along_z(threads, RowsAlongZ(y.most, source.size_x));
     std::vector<std::vector<const float*>> tap_rows(threads, std::vector<const float*>(y.most));
-    std::vector<std::vector<float>> rows(threads, std::vector<float>(source.size_x + ROOM));
+    std::vector<Aligned<float>> rows(threads, Aligned<float>(source.size_x + ROOM));
 
     const bool single_yx =
         source.steps.x == 1 && taps_x.identity &&
@@ -173,7 +174,7 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
     const bool streams = out.nbytes() >= STREAMED;
 
     py::gil_scoped_release released;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t i = 0; i < channels * depth; ++i) {
         const int thread = omp_get_thread_num();
         if (single_yx && z.count[i % depth] == 1) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "aligned.h"
 #include "lanes.h"
 #include "resample.h"
 

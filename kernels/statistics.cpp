@@ -1,6 +1,7 @@
 // statistics on the host: OpenMP over pieces of planes, each with a table of its own. Shapes were checked in
 // statistics.py.
 
+#include "aligned.h"
 #include "statistics.h"
 
 #include <omp.h>
@@ -112,12 +113,12 @@ int64_t statistics(const py::array_t<Label, py::array::c_style>& labels, const F
     const int threads = thread_count();
     // Allocated here: an exception must not leave a parallel region.
     std::vector<std::vector<Found>> own(threads, std::vector<Found>(rows));
-    std::vector<std::vector<int32_t>> rows_of_levels(threads, std::vector<int32_t>(size.x));
-    std::vector<std::vector<float>> clamped_rows(threads, std::vector<float>(size.x));
+    std::vector<Aligned<int32_t>> rows_of_levels(threads, Aligned<int32_t>(size.x));
+    std::vector<Aligned<float>> clamped_rows(threads, Aligned<float>(size.x));
 
     int64_t most = 0;
     py::gil_scoped_release released;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(max : most)
+#pragma omp parallel for schedule(dynamic, 256) num_threads(threads) reduction(max : most)
     for (int64_t plane_row = 0; plane_row < size.z * size.y; ++plane_row) {
         Found* mine = own[omp_get_thread_num()].data();
         const Label* in = label + plane_row * size.x;
