@@ -56,9 +56,9 @@ def _instance_norm(graph: onnx.GraphProto, node: onnx.NodeProto, name: str) -> l
         graph.initializer.append(numpy_helper.from_array(values, f"{name}/{key}"))
         return f"{name}/{key}"
 
-    def add(kind: str, *inputs: str, to: str = "", **attributes: int) -> str:
+    def add(kind: str, *inputs: str, to: str = "") -> str:
         output = to or f"{name}/{len(nodes)}"
-        nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
+        nodes.append(helper.make_node(kind, list(inputs), [output]))
         return output
 
     axes = [constant(f"axis{axis}", np.array([axis], np.int64)) for axis in SPATIAL]
@@ -66,7 +66,7 @@ def _instance_norm(graph: onnx.GraphProto, node: onnx.NodeProto, name: str) -> l
 
     def mean(of: str) -> str:
         for axis in reversed(axes):
-            of = add("ReduceMean", of, axis, keepdims=1)
+            of = add("ReduceMean", of, axis)  # keeps the axis, by ONNX's default
         return of
 
     centred = add("Sub", image, mean(image))
