@@ -131,9 +131,9 @@ def test_an_engine_given_is_left_open(model, engine):
 def test_progress_counts_every_window(model):
     told = []
     result = segment(phantom(*GRIDS["working"]), model, progress=lambda done, total: told.append((done, total)))
-    # 25, 22 and 19 voxels by windows of 16 in steps of 12
-    assert result.record.windows == 2 * 2 * 2
-    assert told == [(done, 8) for done in range(1, 9)]
+    # 25, 22 and 19 voxels by windows of 16 in steps of 8
+    assert result.record.windows == 3 * 2 * 2
+    assert told == [(done, 12) for done in range(1, 13)]
 
 
 def test_the_record_of_a_file(model, model_file, make, tmp_path):

@@ -82,7 +82,7 @@ def test_auto_gives_the_labels_of_small_windows(dynamic, scan):
         small = segment(scan, dynamic, engine=engine)
         whole = segment(scan, dynamic, Settings(window="auto"), engine=engine)
         named = segment(scan, dynamic, Settings(window=(32, 16, 20)), engine=engine)
-    assert (small.record.model["window"], small.record.windows) == ((16, 16, 16), 3 * 2 * 3)
+    assert (small.record.model["window"], small.record.windows) == ((16, 16, 16), 4 * 2 * 3)
     assert (whole.record.model["window"], whole.record.windows) == ((40, 24, 32), 1)
     assert (named.record.model["window"], named.record.windows) == ((32, 16, 20), 2 * 2 * 2)
     for other in (whole, named):

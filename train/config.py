@@ -72,7 +72,7 @@ class TrainConfig:
     seed: int = 0
     segmentor: SegmentorKind = "unet"
     loss: LossKind = "dice_ce"
-    precision: Precision = "auto"  # bf16 where the device has it, else fp32; paper: bf16
+    precision: Precision = "auto"  # bf16 on a GPU, fp32 on a CPU; paper: bf16
     compile: bool = False
     subjects: int = 0  # training cases drawn at random by the seed; 0 takes all
     intensity: Intensity = field(default_factory=Intensity)

@@ -21,17 +21,11 @@ def choose_device(name: str) -> torch.device:
 def half_of(device: torch.device, precision: str) -> torch.dtype | None:
     """The type that a "precision" computes convolutions in, None for fp32.
 
-    "auto" is bf16 on a GPU, as published, and on a CPU that has it built in; elsewhere fp32, for it is slower there.
+    "auto" is bf16 on a GPU, as published, and fp32 on a CPU: not every network's gradients are right there in bf16.
     """
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" or cpu_has_bf16() else "fp32"
+        precision = "bf16" if device.type == "cuda" else "fp32"
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16: AVX512-BF16 or AMX."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:

@@ -88,6 +88,7 @@ def train(
     divided among the processes. Raises InputError, UsageError, ModelError, ResourceError, or DropgenError on NaN.
     """
     place = choose_device(device)
+    require_sound_gradients(config, place)
     with ranks_of_environment(place.type) as ranks:
         dataset = read_dataset(data, split)
         torch.manual_seed(config.seed)
@@ -106,6 +107,15 @@ def train(
             config.save(out / "config.toml")
         run.go(make_sampler(dataset, config, training, place), validation_set(dataset, config, validation), report)
     return out / "best.pt"
+
+
+def require_sound_gradients(config: TrainConfig, device: torch.device) -> None:
+    """Raises UsageError where PyTorch's gradients are wrong: see ``network.Conv3d``, which only ``unet`` is made of."""
+    if device.type == "cpu" and config.precision == "bf16" and config.segmentor != "unet":
+        raise UsageError(
+            f"precision bf16 on a CPU with segmentor {config.segmentor}: PyTorch's gradients are wrong there; "
+            "use --precision fp32, or --segmentor unet"
+        )
 
 
 class Run:

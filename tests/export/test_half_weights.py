@@ -112,4 +112,5 @@ def test_the_command_reports_both_differences(trained: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[-1] == f"wrote {out}"
-    assert lines[-2].startswith("with kernels rounded to fp16, against the checkpoint's own ")
+    assert lines[-2].startswith("golden windows are synthetic")
+    assert lines[-3].startswith("with kernels rounded to fp16, against the checkpoint's own ")

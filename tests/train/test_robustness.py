@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dropgen_rt.errors import DropgenError, OutputError
+from dropgen_rt.errors import DropgenError, OutputError, UsageError
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.assemble import make_network
 from dropgen_rt.train.config import LOSSES, TrainConfig
@@ -125,6 +125,12 @@ def test_the_learning_rate_falls_along_half_a_cosine() -> None:
     rates = [cosine(2e-4, step, 100) for step in range(101)]
     assert rates[0] == 2e-4 and rates[50] == pytest.approx(1e-4) and rates[100] == pytest.approx(0, abs=1e-12)
     assert rates == sorted(rates, reverse=True)
+
+
+def test_bf16_on_a_cpu_is_refused_where_gradients_are_wrong(balls: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, segmentor="dynunet", precision="bf16")
+    with pytest.raises(UsageError, match="bf16 on a CPU with segmentor dynunet: PyTorch's gradients are wrong there"):
+        train(balls, tmp_path / "run", config, None, False, lambda row: None)
 
 
 @pytest.mark.slow
