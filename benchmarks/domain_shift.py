@@ -216,13 +216,17 @@ def do_report(arguments: argparse.Namespace) -> None:
         print(f"\n{setting}: mean Dice over labels and cases, mean +- standard deviation over seeds")
         print(f"{'method':14}{'in-domain':>16}{'out-of-domain':>16}")
         for method, row in figures["methods"].items():
-            cells = (f"{row[kind]['mean']:.3f} +- {row[kind]['sd']:.3f}" for kind in ("in_domain", "out_of_domain"))
+            cells = (cell(row[kind]) for kind in ("in_domain", "out_of_domain"))
             print(f"{method:14}" + "".join(f"{cell:>16}" for cell in cells))
         for method, gain in figures["gain"].items():
             print(f"{method} above {BASELINE}: {gain}")
     if arguments.picture is not None:
         draw(tables, arguments.picture)
     write(arguments.out, {"settings": tables})
+
+
+def cell(figure: dict) -> str:
+    return f"{figure['mean']:.3f}" + ("" if figure["sd"] is None else f" +- {figure['sd']:.3f}")
 
 
 def table(runs: list[dict]) -> dict:
@@ -250,11 +254,10 @@ def table(runs: list[dict]) -> dict:
     return {**settings, "encoder_sha256": runs[0]["note"]["encoder_sha256"], "gain": gain, "methods": methods}
 
 
-def spread(values: list) -> dict[str, float]:
-    return {
-        "mean": round(float(np.mean(values)), 4),
-        "sd": round(float(np.std(values, ddof=min(len(values) - 1, 1))), 4),
-    }
+def spread(values: list) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds; of one seed there is none."""
+    sd = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
+    return {"mean": round(float(np.mean(values)), 4), "sd": sd}
 
 
 def draw(tables: dict, path: Path) -> None:
@@ -270,7 +273,7 @@ def draw(tables: dict, path: Path) -> None:
         for shift, kind, colour in ((-0.2, "in_domain", "tab:grey"), (0.2, "out_of_domain", "tab:blue")):
             rows = [figures["methods"][name][kind] for name in names]
             axes.bar(
-                np.arange(len(names)) + shift, [row["mean"] for row in rows], 0.4, yerr=[row["sd"] for row in rows],
+                np.arange(len(names)) + shift, [row["mean"] for row in rows], 0.4, yerr=[row["sd"] or np.nan for row in rows],
                 label=kind.replace("_", " "), color=colour, capsize=3,
             )  # fmt: skip
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
