@@ -273,8 +273,8 @@ def draw(tables: dict, path: Path) -> None:
         for shift, kind, colour in ((-0.2, "in_domain", "tab:grey"), (0.2, "out_of_domain", "tab:blue")):
             rows = [figures["methods"][name][kind] for name in names]
             axes.bar(
-                np.arange(len(names)) + shift, [row["mean"] for row in rows], 0.4, yerr=[row["sd"] or np.nan for row in rows],
-                label=kind.replace("_", " "), color=colour, capsize=3,
+                np.arange(len(names)) + shift, [row["mean"] for row in rows], 0.4,
+                yerr=[row["sd"] or np.nan for row in rows], label=kind.replace("_", " "), color=colour, capsize=3,
             )  # fmt: skip
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.set(title=setting, ylabel="mean Dice", ylim=(0, 1))
