@@ -31,8 +31,6 @@ constexpr int64_t STRIP_VOXELS = 16384;
 // of all corners are still few enough streams for the memory (five are slower than four and seven, measured).
 constexpr int TOGETHER = 7;
 
-constexpr int64_t CACHE_LINE = 64;  // bytes
-
 // What one thread needs: a blended row, its values on the output's x axis, the state of the strip's rows.
 struct Strip {
     int64_t rows;
@@ -136,7 +134,7 @@ void compete_at_once(const Problem& p, int64_t k, int64_t r, Strip& strip) {
     int32_t* label = strip.label.data() + r * p.out.x;
     // The same rows of the next classes come up after this strip's other rows: the memory can begin with them now.
     for (int64_t own = CLASSES; own < std::min<int64_t>(2 * CLASSES, p.classes - k); ++own)
-        for (int64_t x = 0; x < p.size.x; x += CACHE_LINE / int64_t(sizeof(float)))
+        for (int64_t x = 0; x < p.size.x; x += int64_t(LINE_BYTES / sizeof(float)))
             __builtin_prefetch(sums + own * step + corners.offset[corners.count - 1] + x);
     if (p.x_is_identity && corners.count == 1)
         return compete_identity<CLASSES>(sums + corners.offset[0], step, corners.weight[0], p.near.data(), int32_t(k),

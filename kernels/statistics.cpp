@@ -104,7 +104,7 @@ void join(const Found& found, int64_t first_z, int64_t* row) {
 // Returns the greatest label; where the table has no row for it, the table stays as it is.
 template <typename Label>
 int64_t statistics(const py::array_t<Label, py::array::c_style>& labels, const Floats& intensities, float offset,
-                float scale, int64_t first_z, Table& table) {
+                   float scale, int64_t first_z, Table& table) {
     const Shape size{labels.shape(0), labels.shape(1), labels.shape(2)};
     const int64_t rows = table.shape(0);
     const Label* label = labels.data();

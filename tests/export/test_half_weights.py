@@ -12,7 +12,7 @@ from onnxruntime import InferenceSession
 
 from dropgen_rt.cli import main
 from dropgen_rt.engines import open_engine
-from dropgen_rt.errors import VerificationError
+from dropgen_rt.errors import UsageError, VerificationError
 from dropgen_rt.export import to_onnx
 from dropgen_rt.export.check import PARITY, ROUNDING
 from dropgen_rt.export.fuse import folding_scales, fuse
@@ -114,3 +114,10 @@ def test_the_command_reports_both_differences(trained: Path, tmp_path: Path) -> 
     assert lines[-1] == f"wrote {out}"
     assert lines[-2].startswith("golden windows are synthetic")
     assert lines[-3].startswith("with kernels rounded to fp16, against the checkpoint's own ")
+
+
+def test_the_overlap_is_written_and_checked(trained: Path, tmp_path: Path) -> None:
+    assert export(trained, tmp_path / "half.onnx").manifest.overlap == 0.5
+    assert export(trained, tmp_path / "quarter.onnx", ExportOptions(overlap=0.25)).manifest.overlap == 0.25
+    with pytest.raises(UsageError, match=r"--overlap 1\.0: accepted is a number from 0 up to, not including, 1"):
+        ExportOptions(overlap=1.0)

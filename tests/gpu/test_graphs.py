@@ -1,10 +1,11 @@
 """CUDA graphs through the driver's functions, against a library that stands in for the driver."""
 
 import ctypes
-import shutil
 import subprocess
 
 import pytest
+from cuda_on_host import CXX
+from machine import require
 
 from dropgen_rt.errors import DeviceError
 from dropgen_rt.gpu.graphs import StreamGraphs
@@ -33,15 +34,13 @@ int cuGraphLaunch(void* ready, void* stream) { TOLD("launch %lx %ld;", (long)rea
 int cuGraphExecDestroy(void* ready) { TOLD("drop %lx;", (long)ready); return 0; }
 """
 
-GCC = shutil.which("gcc")
-pytestmark = pytest.mark.skipif(GCC is None, reason="no gcc to build the stand-in of the driver")
-
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
+    require(CXX, "install g++: it builds the library that stands in for the driver")
     folder = tmp_path_factory.mktemp("driver")
     (folder / "driver.c").write_text(DRIVER)
-    subprocess.run([GCC, "-shared", "-fPIC", folder / "driver.c", "-o", folder / "driver.so"], check=True)
+    subprocess.run([CXX, "-x", "c", "-shared", "-fPIC", folder / "driver.c", "-o", folder / "driver.so"], check=True)
     return str(folder / "driver.so")
 
 
