@@ -1,4 +1,4 @@
-"""What overlap, blend, window and precision cost and change: seconds, windows, and Dice against reference mode.
+"""What the choice of windows and precision costs and changes: seconds, windows, and Dice against reference mode.
 
 python benchmarks/overlap.py --out benchmarks/results/overlap.json
 
@@ -24,6 +24,7 @@ from dropgen_rt.engines.openvino_engine import supported_precisions
 from dropgen_rt.evaluate import dice_per_label
 from dropgen_rt.preprocess import labels_to_working_grid, to_working_grid
 from dropgen_rt.volume import Volume, read_label_map
+from dropgen_rt.windows import PLACEMENTS
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -47,11 +48,11 @@ def choices(model: Model, overlaps: list[float]) -> dict[str, tuple[str, Setting
     """(precision, settings) of every row by its name, slow ones last."""
     windows = (None, "auto") if model.manifest.dynamic_window else (None,)
     rows: dict[str, tuple[str, Settings]] = {}
-    for precision, window, blend, overlap in product(
-        supported_precisions(), windows, ("constant", "gaussian"), overlaps
+    for precision, window, blend, placement, overlap in product(
+        supported_precisions(), windows, ("constant", "gaussian"), PLACEMENTS, overlaps
     ):  # fmt: skip
-        name = f"{overlap:g} {blend} {window or 'trained'} {precision}"
-        rows[name] = (precision, Settings(overlap=overlap, blend=blend, window=window))
+        name = f"{overlap:g} {blend} {placement} {window or 'trained'} {precision}"
+        rows[name] = (precision, Settings(overlap=overlap, blend=blend, placement=placement, window=window))
     return rows
 
 

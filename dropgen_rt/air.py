@@ -6,18 +6,24 @@ the label that the network gives to air and the weights stay as they are.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.errors import ModelError
 from dropgen_rt.kernels import Normalisation, extremes
+from dropgen_rt.windows import Box
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+#: greatest(starts (N, 3), window): (N, C) greatest raw intensity of each window and channel.
+Greatest = Callable[[NDArray[np.int32], Sequence[int]], NDArray[np.float32]]
 
 #: The greatest normalised intensity that still is air: noise around a head after percentile bounds lies below, lung in
 #: CT between -1024 and 1024 HU above.
 AIR_LEVEL = 0.03
+#: The body's box is found in slabs of so many voxels: rows long enough to be read, and a little air around the body.
+SLAB = 8
 
 
 def greatest_levels(greatest: NDArray[np.float32], normalisation: Normalisation) -> NDArray[np.float32]:
@@ -32,10 +38,39 @@ def air_windows(
     image: NDArray[np.float32], starts: NDArray[np.int32], window: Sequence[int], normalisation: Normalisation
 ) -> NDArray[np.bool_]:
     """(N,) bool: which windows of ``image`` (C, z, y, x) hold only padding or air."""
+    return are_air(partial(greatest_of, image), starts, window, normalisation)
+
+
+def greatest_of(
+    image: NDArray[np.float32], starts: NDArray[np.int32], window: Sequence[int]
+) -> NDArray[np.float32]:  # fmt: skip
+    """``Greatest`` of an image (C, z, y, x) on the CPU."""
+    return extremes(image, starts, window)[..., 1]
+
+
+def are_air(
+    greatest: Greatest, starts: NDArray[np.int32], window: Sequence[int], normalisation: Normalisation
+) -> NDArray[np.bool_]:
+    """(N,) bool, as ``air_windows``, of an image wherever it is."""
     if min(normalisation.scale) <= 0:  # brighter is not more
         return np.zeros(len(starts), np.bool_)
-    greatest = extremes(image, starts, window)[..., 1]
-    return np.asarray((greatest_levels(greatest, normalisation) <= AIR_LEVEL).all(axis=1))
+    return np.asarray((greatest_levels(greatest(starts, window), normalisation) <= AIR_LEVEL).all(axis=1))
+
+
+def body_box(greatest: Greatest, shape: Sequence[int], normalisation: Normalisation) -> Box:
+    """The smallest box of whole slabs outside of which everything is air; all of (z, y, x) ``shape`` if nothing is."""
+    z, y, x = (_body_ends(greatest, tuple(shape), axis, normalisation) for axis in range(3))
+    return z, y, x
+
+
+def _body_ends(greatest: Greatest, shape: tuple[int, ...], axis: int, normalisation: Normalisation) -> tuple[int, int]:
+    starts = np.zeros((-(-shape[axis] // SLAB), 3), np.int32)
+    starts[:, axis] = SLAB * np.arange(len(starts))
+    slab = tuple(SLAB if index == axis else size for index, size in enumerate(shape))
+    (held,) = np.nonzero(~are_air(greatest, starts, slab, normalisation))
+    if not len(held):
+        return 0, shape[axis]
+    return SLAB * int(held[0]), min(SLAB * (int(held[-1]) + 1), shape[axis])
 
 
 class AirLogits:

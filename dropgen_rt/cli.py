@@ -10,7 +10,7 @@ from dropgen_rt.cli_bench import bench
 from dropgen_rt.cli_inspect import inspect
 from dropgen_rt.errors import DropgenError, ResourceError, UsageError
 from dropgen_rt.outputs import FORMATS, parse_formats
-from dropgen_rt.windows import BLENDS, Blend
+from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend, Placement
 
 FILE = click.Path(path_type=Path)
 
@@ -44,10 +44,15 @@ main.add_command(inspect)
 @click.option("-o", "--out", type=FILE, help="Existing folder for the results; by default beside each scan.")
 @click.option("--model", metavar="NAME|PATH", help="Model to run; by default the one that build-engine made default.")
 @click.option(
-    "--reference", is_flag=True, help="As published: overlap 0.5, constant blend, arg-max on the working grid."
+    "--reference",
+    is_flag=True,
+    help="As published: windows over the whole scan, overlap 0.5, constant blend, arg-max on the working grid.",
 )
 @click.option("--overlap", type=float, help="Share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="How overlapping windows are weighed.")
+@click.option(
+    "--placement", type=click.Choice(PLACEMENTS), help="Where windows lie: over the whole scan, or what is not air."
+)
 @click.option(
     "--window", metavar="SIZE", help="Voxels, EDGE or Z,Y,X, or auto: what computes least; dynamic models only."
 )
@@ -61,8 +66,9 @@ main.add_command(inspect)
 @click.option("--report", is_flag=True, help="Also write SCAN_report.html: an interactive viewer in one file.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
-    overlap: float | None, blend: Blend | None, window: str | None, device: str, memory: str | None,
-    every_window: bool, cuda_graph: bool, quiet: bool, formats: tuple[str, ...], series: str | None, report: bool,
+    overlap: float | None, blend: Blend | None, placement: Placement | None, window: str | None, device: str,
+    memory: str | None, every_window: bool, cuda_graph: bool, quiet: bool, formats: tuple[str, ...],
+    series: str | None, report: bool,
 ) -> None:  # fmt: skip
     """Segment scans (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
@@ -73,7 +79,7 @@ def infer(
     limit = None if memory is None else parse_bytes(memory)
     settings = Settings(
         overlap=overlap, blend=blend, reference=reference, skip_air=not every_window, memory_bytes=limit,
-        window=None if window is None else parse_window(window), cuda_graph=cuda_graph,
+        window=None if window is None else parse_window(window), cuda_graph=cuda_graph, placement=placement,
     )  # fmt: skip
     failures = infer_files(scans, out, model, settings, device, quiet, report, parse_formats(formats), series)
     if failures:

@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from dropgen_rt.errors import UsageError
-from dropgen_rt.windows import BLENDS, Blend
+from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend, Placement
 
 FILE = click.Path(path_type=Path)
 AGAINST = ("monai", "torch", "nnunet")
@@ -26,13 +26,14 @@ AGAINST = ("monai", "torch", "nnunet")
 @click.option("--slow-runs", default=1, show_default=True, type=click.IntRange(1), help="Rounds with PyTorch in fp32.")
 @click.option("--overlap", type=float, help="Ours: share of a window that its neighbour covers again.")
 @click.option("--blend", type=click.Choice(BLENDS), help="Ours: how overlapping windows are weighed.")
+@click.option("--placement", type=click.Choice(PLACEMENTS), help="Ours: where windows lie.")
 @click.option("--window", metavar="SIZE", help="Ours: as for infer.")
 @click.option("--precision", help="Ours: auto, fp32 or bf16, past the installed engine and its gate.")
 @click.option("-o", "--out", type=FILE, help="Write the figures as JSON.")
 @click.option("--picture", type=FILE, help="Draw the times as bars, PNG.")
 def bench(
     scan: Path, model: str | None, checkpoint: Path | None, against: str, runs: int, slow_runs: int,
-    overlap: float | None, blend: Blend | None, window: str | None, precision: str | None,
+    overlap: float | None, blend: Blend | None, placement: Placement | None, window: str | None, precision: str | None,
     out: Path | None, picture: Path | None,
 ) -> None:  # fmt: skip
     """Time one scan from file to file, stage by stage, and beside other ways with the same network.
@@ -50,7 +51,8 @@ def bench(
         raise UsageError(f"--against {against!r}: accepted are {', '.join(AGAINST)}, with commas between")
     if names and checkpoint is None:
         raise UsageError("--against runs the network in PyTorch; name its file with --checkpoint")
-    chosen = Settings(overlap=overlap, blend=blend, window=None if window is None else parse_window(window))
+    size = None if window is None else parse_window(window)
+    chosen = Settings(overlap=overlap, blend=blend, placement=placement, window=size)
     figures = measure(scan, model, checkpoint, names, (runs, slow_runs), chosen, precision)
     for line in bench_.table(figures):
         click.echo(line)
@@ -98,7 +100,7 @@ def measure(
                 records.append(result.record.with_timings(watch))
             return np.asarray(result.labels.array[0])
 
-        same = Settings(overlap=0.5, blend="constant", skip_air=False)
+        same = Settings(overlap=0.5, blend="constant", placement="scan", skip_air=False)
         ways = [
             Way(
                 OURS, partial(ours, chosen, True), runs[0], _told(opened.manifest, chosen), partial(ours, chosen, False)
@@ -121,7 +123,8 @@ def measure(
 def _told(manifest: Any, settings: Any) -> str:
     overlap, blend = settings.resolved(manifest)
     window = settings.window or "trained"
-    return f"overlap {overlap:g}, {blend}, window {window}" + ("" if settings.skips_air else ", every window")
+    around = ", around the body" if settings.placed(manifest) == "body" else ""
+    return f"overlap {overlap:g}, {blend}, window {window}{around}" + ("" if settings.skips_air else ", every window")
 
 
 def _others(

@@ -7,6 +7,7 @@ import click
 
 from dropgen_rt.errors import UsageError
 from dropgen_rt.survey import require_module
+from dropgen_rt.windows import PLACEMENTS
 
 FILE = click.Path(path_type=Path)
 OPSET = 20
@@ -45,6 +46,10 @@ class WindowCommand(click.Command):
 @click.option(
     "--overlap", type=float, default=0.5, show_default=True,
     help="Share of a window that its neighbour covers at inference; 0.25 takes half the time, see docs/performance.md.",
+)  # fmt: skip
+@click.option(
+    "--placement", type=click.Choice(PLACEMENTS), default="scan", show_default=True,
+    help="Where windows lie at inference: over the whole scan, or over what is not air, see docs/performance.md.",
 )  # fmt: skip
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="ONNX operator set.")
 @click.option("--golden", type=FILE, multiple=True, metavar="SCAN", help="Take the golden windows from this scan.")
@@ -87,7 +92,7 @@ def export(
 
 def _refuse_for_others(given: dict[str, Any]) -> None:
     """Another network is written as it is. Raises UsageError for an option that would change it."""
-    fixed = {"window": None, "dynamic": False, "weights": "fp32", "overlap": 0.5, "opset": OPSET}
+    fixed = {"window": None, "dynamic": False, "weights": "fp32", "overlap": 0.5, "placement": "scan", "opset": OPSET}
     changed = [f"--{name}" for name, value in fixed.items() if given[name] != value]
     if changed:
         raise UsageError(

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from dropgen_rt.errors import GeometryError, ModelError
 from dropgen_rt.geometry import parse_orientation
 from dropgen_rt.typed_fields import FieldError, parse_json, read_fields
-from dropgen_rt.windows import BLENDS, Blend
+from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend, Placement
 
 METADATA_KEY = "dropgen_rt.manifest"
-SCHEMA_MAJOR, SCHEMA_MINOR = 1, 1
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 2
 SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 # What no scan of a person needs: lengths in mm beyond these, and windows of more voxels (512^3).
@@ -112,8 +112,8 @@ class Manifest:
 
     With ``dynamic_window`` the graph takes windows of any multiples of ``stride``, and ``window`` is the usual one.
     ``golden_sha256`` is the digest of the golden windows beside it (dropgen_rt.golden), "" if there are none.
-    ``overlap`` and ``blend`` are by default the published ones; whoever knows that a model's labels stay the same with
-    a smaller overlap says so here (benchmarks/overlap.py).
+    ``overlap``, ``blend`` and ``placement`` are by default the published ones; whoever knows that a model's labels stay
+    the same with fewer windows says so here (benchmarks/overlap.py).
     ``largest_batch`` is how many windows the graph takes at once, 0 for any number.
     """
 
@@ -134,6 +134,7 @@ class Manifest:
     largest_batch: int = 0
     schema: str = SCHEMA
     source: SourceRule = field(default_factory=SourceRule)
+    placement: Placement = "scan"
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -152,10 +153,15 @@ class Manifest:
                 f"manifest of {self.name!r}: largest_batch {self.largest_batch}, golden_sha256 {self.golden_sha256!r}; "
                 "accepted are a name, 0 and up, and a sha256 or nothing"
             )
-        if not self.channels or not 0 <= self.overlap < 1 or self.blend not in BLENDS:
+        if not self.channels or not 0 <= self.overlap < 1:
             raise ModelError(
-                f"manifest of {self.name!r}: channels {self.channels}, overlap {self.overlap}, blend {self.blend!r}; "
-                f"accepted are one channel or more, 0 up to, not including, 1, and {' or '.join(BLENDS)}"
+                f"manifest of {self.name!r}: channels {self.channels}, overlap {self.overlap}; accepted are one "
+                "channel or more, and 0 up to, not including, 1"
+            )
+        if self.blend not in BLENDS or self.placement not in PLACEMENTS:
+            raise ModelError(
+                f"manifest of {self.name!r}: blend {self.blend!r}, placement {self.placement!r}; accepted are "
+                f"{' or '.join(BLENDS)}, and {' or '.join(PLACEMENTS)}"
             )
         try:
             parse_orientation(str(self.orientation))

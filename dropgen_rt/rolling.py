@@ -71,7 +71,8 @@ def layers(plan: WindowPlan, z: AxisMap, totals_z: NDArray[np.float32]) -> Itera
 
 
 def _ring_starts(start: int, window: int, depth: int) -> tuple[int, ...]:
-    if window > depth:  # one layer, an image smaller than the window: what sticks out is padding, not another plane
+    # What sticks out is padding, not another plane: of a window deeper than the ring, and below plane 0.
+    if window > depth or start < 0:
         return (start,)
     slot = start % depth
     return (slot, slot - depth) if slot + window > depth else (slot,)

@@ -1,7 +1,8 @@
 """The road of a scan: read, working grid, windows, logits, labels on the scan's own grid."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from dropgen_rt.air import Greatest, body_box, greatest_of
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.kernels import AxisMap
+from dropgen_rt.kernels import AxisMap, Normalisation
 from dropgen_rt.manifest import Manifest
 from dropgen_rt.memory import MemoryPlan, available_bytes, plan_memory, resident_bytes
 from dropgen_rt.model import Model
@@ -23,7 +25,7 @@ from dropgen_rt.slide import Rolled, roll
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import Scan, Volume, read_scan
 from dropgen_rt.window_size import Edges, Wish, cheapest_window, require_possible
-from dropgen_rt.windows import BLENDS, Blend, WindowPlan
+from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend, Placement, WindowPlan
 
 REFERENCE_OVERLAP = 0.5
 
@@ -37,11 +39,12 @@ _WORKSPACE: WeakKeyDictionary[Engine, float] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Settings:
-    """How windows overlap and blend. ``None`` means the model's own choice.
+    """How windows lie, overlap and blend. ``None`` means the model's own choice.
 
-    ``reference`` fixes both to those of MONAI's sliding window (0.5, constant) and takes the arg-max on the
+    ``reference`` fixes these to MONAI's sliding window (over the scan, 0.5, constant) and takes the arg-max on the
     working grid, as the published method does; labels then go to the scan's grid by nearest neighbour; no window is
-    skipped. ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
+    skipped. ``placement`` "body" lays windows over what is not air, evenly; the rest gets the network's answer to air.
+    ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
     ``window`` is (z, y, x) voxels for a model whose graph takes any, or "auto": the size that computes least and fits.
     ``reserved_bytes`` is what other work of this process will take meanwhile, and is counted in the prediction.
     ``cuda_graph`` lets a GPU start the network with one call per batch, from the second batch on.
@@ -56,14 +59,21 @@ class Settings:
     window: Wish | None = None
     reserved_bytes: int = 0
     cuda_graph: bool = False
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:
             raise UsageError(f"overlap {self.overlap}: accepted is a number from 0 up to, not including, 1")
         if self.blend is not None and self.blend not in BLENDS:
             raise UsageError(f"blend {self.blend!r}: accepted are {' and '.join(BLENDS)}")
-        if self.reference and (self.overlap, self.blend) != (None, None):
-            raise UsageError("reference mode fixes overlap and blend; leave --overlap and --blend out")
+        if self.placement is not None and self.placement not in PLACEMENTS:
+            raise UsageError(f"placement {self.placement!r}: accepted are {' and '.join(PLACEMENTS)}")
+        if self.reference and (self.overlap, self.blend, self.placement) != (None, None, None):
+            raise UsageError(
+                "reference mode fixes overlap, blend and placement; leave --overlap, --blend and --placement out"
+            )
+        if self.placement == "body" and not self.skip_air:
+            raise UsageError("placement body leaves air out; give it or --every-window, not both")
         if self.reference and self.window is not None:
             raise UsageError("reference mode keeps the trained window; leave --window out")
         if self.reference and self.probabilities:
@@ -79,6 +89,16 @@ class Settings:
         if self.reference:
             return REFERENCE_OVERLAP, "constant"
         return manifest.overlap if self.overlap is None else self.overlap, self.blend or manifest.blend
+
+    def placed(self, manifest: Manifest) -> Placement:
+        """Where windows lie; over the whole scan where none may be left out."""
+        return (self.placement or manifest.placement) if self.skips_air else "scan"
+
+    def lay(self, plan: WindowPlan, manifest: Manifest, greatest: Greatest, bounds: Normalisation) -> WindowPlan:
+        """``plan``, or its windows around the body that ``greatest`` finds in the working image."""
+        if self.placed(manifest) == "scan":
+            return plan
+        return plan.around(body_box(greatest, plan.shape, bounds), self.resolved(manifest)[0])
 
 
 @dataclass(frozen=True)
@@ -134,8 +154,13 @@ def segment(
         input=_describe_input(source),
         model={"name": manifest.name, "sha256": opened.sha256, "window": plan.window},
         engine=described,
-        settings={"overlap": overlap, "blend": blend, "reference": chosen.reference},
-        windows=len(plan),
+        settings={
+            "overlap": overlap,
+            "blend": blend,
+            "placement": chosen.placed(manifest),
+            "reference": chosen.reference,
+        },
+        windows=found.windows,
         skipped_windows=found.skipped,
         predicted_peak_bytes=memory.peak,
         labels=label_volumes(found.labels, geometry, manifest.labels),
@@ -179,10 +204,10 @@ def _segment(
     maps = own_grid if settings.reference else native_maps(working, oriented)
     done = 0
 
-    def count(windows: int) -> None:
+    def count(windows: int, of: int) -> None:
         nonlocal done
         done += windows
-        progress(done, len(plan))
+        progress(done, of)
 
     run = _roll_on_gpu if hasattr(engine, "infer_device") else _roll_on_cpu
     found, memory = run(volume, plan, maps, manifest, settings, engine, watch, count, announce)
@@ -192,12 +217,12 @@ def _segment(
             labels = nearest(labels, working, oriented)
         labels = np.ascontiguousarray(change.undo(labels))
         best = None if best is None else np.ascontiguousarray(change.undo(best))
-    return Rolled(labels, best, found.skipped), memory, plan
+    return replace(found, labels=labels, probability=best), memory, plan
 
 
 def _roll_on_cpu(
     volume: Volume, plan: WindowPlan, maps: Sequence[AxisMap], manifest: Manifest, settings: Settings,
-    engine: Engine, watch: Stopwatch, count: Callable[[int], None], announce: Callable[[str], None],
+    engine: Engine, watch: Stopwatch, count: Callable[[int, int], None], announce: Callable[[str], None],
 ) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
     """Labels on the grid of ``maps``, and the memory they take."""
     with watch.stage("warm_up"):
@@ -209,9 +234,12 @@ def _roll_on_cpu(
         working = to_working_grid(volume, manifest.orientation, manifest.spacing_mm)
     with watch.stage("normalisation"):
         bounds = normalisation(working, manifest.intensity)
+    with watch.stage("find_air"):
+        plan = settings.lay(plan, manifest, partial(greatest_of, working.array), bounds)
     found = roll(
         working.array, plan, bounds, engine.infer, manifest.classes, maps, blend=settings.resolved(manifest)[1],
-        probability=settings.probabilities, skip_air=settings.skips_air, progress=count, watch=watch,
+        probability=settings.probabilities, skip_air=settings.skips_air, watch=watch,
+        progress=lambda windows: count(windows, len(plan)),
     )  # fmt: skip
     return found, memory
 

@@ -54,10 +54,12 @@ def argmax_labels(sums: NDArray[np.float32], totals: tuple[NDArray[np.float32], 
 
 @dataclass(frozen=True)
 class Rolled:
-    """Labels (nz, ny, nx) uint8 or uint16, their probability or None, and how many windows held only air."""
+    """Labels (nz, ny, nx) uint8 or uint16, their probability or None, how many windows there were, and how many of
+    them held only air."""
 
     labels: NDArray[np.unsignedinteger]
     probability: NDArray[np.float32] | None
+    windows: int
     skipped: int
 
 
@@ -113,7 +115,7 @@ def roll(
                 best[layer.planes] = chance
             for slots in layer.cleared:
                 ring[:, slots] = 0
-    return Rolled(labels, best, int(air.sum()))
+    return Rolled(labels, best, len(plan), int(air.sum()))
 
 
 def at_z(starts: NDArray[np.int32], z: int) -> NDArray[np.int32]:

@@ -9,6 +9,15 @@ advance by ``int(edge * (1 - overlap))`` voxels, and the last one is pulled back
                   [-----]
                       [-----]
                           [-----]        starts 0, 2, 4, 6
+
+Placed around a body they cover what is not air as evenly as their number allows, and windows of air alone, which no
+network sees (air.py), cover the rest. The same axis with a body in voxels 4 to 8:
+
+    voxel     0 1 2 3 4 5 6 7 8 9
+    body              * * * * *
+    window    [ air ] [-----]
+                        [-----]
+                                [ air    starts 0, 4, 5, 9
 """
 
 from dataclasses import dataclass
@@ -22,6 +31,11 @@ from dropgen_rt.errors import UsageError
 
 Blend = Literal["constant", "gaussian"]
 BLENDS: tuple[Blend, ...] = ("constant", "gaussian")
+Placement = Literal["scan", "body"]
+PLACEMENTS: tuple[Placement, ...] = ("scan", "body")
+
+#: Of each axis z, y, x the first voxel and the one after the last.
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 # Width of the Gaussian relative to the window's edge, as nnU-Net and MONAI use it.
 GAUSSIAN_SIGMA = 0.125
@@ -45,6 +59,17 @@ class WindowPlan:
         z, y, x = (_axis_starts(size, edge, overlap) for size, edge in zip(shape, window, strict=True))
         return WindowPlan((shape[0], shape[1], shape[2]), (window[0], window[1], window[2]), (z, y, x))
 
+    def around(self, body: Box, overlap: float) -> "WindowPlan":
+        """The same windows placed around ``body``, a box inside the image; the whole image stays covered.
+
+        An axis no longer than the window keeps its one start.
+        """
+        z, y, x = (
+            starts if size <= edge else _body_starts(size, edge, overlap, *ends)
+            for size, edge, starts, ends in zip(self.shape, self.window, self.axis_starts, body, strict=True)
+        )
+        return WindowPlan(self.shape, self.window, (z, y, x))
+
     @property
     def starts(self) -> NDArray[np.int32]:
         """(windows, 3) int32, (z, y, x) voxels, z slowest: the order in which windows are added up."""
@@ -57,9 +82,24 @@ class WindowPlan:
 def _axis_starts(size: int, edge: int, overlap: float) -> tuple[int, ...]:
     if size <= edge:
         return (-((edge - size) // 2),)
-    step = max(int(edge * (1 - overlap)), 1)
-    starts = [*range(0, size - edge, step), size - edge]
+    starts = [*range(0, size - edge, _step(edge, overlap)), size - edge]
     return tuple(starts)
+
+
+def _step(edge: int, overlap: float) -> int:
+    return max(int(edge * (1 - overlap)), 1)
+
+
+def _body_starts(size: int, edge: int, overlap: float, first: int, last: int) -> tuple[int, ...]:
+    """Evenly over the voxels from ``first`` up to ``last``, then outwards, side by side, to both ends of the axis."""
+    spare = last - first - edge
+    if spare <= 0:  # one window, the body in its middle as far as the image allows
+        over = [min(max(first + spare // 2, 0), size - edge)]
+    else:
+        steps = -(-spare // _step(edge, overlap))
+        over = [first + spare * index // steps for index in range(steps + 1)]
+    before = range(over[0] - edge, -edge, -edge)
+    return (*reversed(before), *over, *range(over[-1] + edge, size, edge))
 
 
 def axis_weights(edge: int, blend: Blend) -> NDArray[np.float32]:

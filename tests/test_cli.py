@@ -172,7 +172,7 @@ def test_reference_mode(scan, out, model_file):
     result = run("infer", scan(), "-o", out, "--model", model_file, "--reference")
     assert result.exit_code == 0, result.output
     settings = json.loads((out / "scan_seg.json").read_text())["settings"]
-    assert settings == {"overlap": 0.5, "blend": "constant", "reference": True}
+    assert settings == {"overlap": 0.5, "blend": "constant", "placement": "scan", "reference": True}
 
 
 @pytest.mark.parametrize(

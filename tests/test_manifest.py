@@ -11,8 +11,9 @@ from dropgen_rt.manifest import SCHEMA, Intensity, Label, Manifest
 
 def test_it_survives_json(tiny):
     manifest = tiny.manifest(
-        channels=("T1", "T2"), overlap=0.25, blend="constant", orientation="RAS", notice="of its data",
-        training={"steps": 5, "config": {"seed": 0}}, intensity=Intensity("percentile", 1.0, 99.0),
+        channels=("T1", "T2"), overlap=0.25, blend="constant", placement="body", orientation="RAS",
+        notice="of its data", training={"steps": 5, "config": {"seed": 0}},
+        intensity=Intensity("percentile", 1.0, 99.0),
     )  # fmt: skip
     assert Manifest.from_json(manifest.to_json()) == manifest
 
@@ -79,6 +80,7 @@ def test_a_missing_field_is_refused(tiny, field):
         {"orientation": 3},
         {"overlap": 1.0},
         {"overlap": "half"},
+        {"placement": "head"},
         {"blend": "median"},
         {"channels": []},
     ],
@@ -127,4 +129,4 @@ def test_an_unknown_kind_of_intensity_is_refused():
 
 
 def test_this_version_writes_its_own_schema(tiny):
-    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.1"
+    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.2"

@@ -1,11 +1,13 @@
 """The rolling slab against the whole volume: the same bits, in fewer planes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dropgen_rt.air import AIR_LEVEL, AirLogits, air_windows
+from dropgen_rt.air import AIR_LEVEL, AirLogits, air_windows, body_box, greatest_of
 from dropgen_rt.kernels import AxisMap, Normalisation, finalise
 from dropgen_rt.rolling import layers, ring_depth
 from dropgen_rt.slide import batches, roll, slide
@@ -43,6 +45,9 @@ def test_equals_the_whole_volume_in_every_bit(seed, blend, overlap, batch):
     shape, window = tuple(map(int, rng.integers(1, 26, 3))), tuple(map(int, rng.integers(2, 9, 3)))
     image = rng.standard_normal((1, *shape)).astype(np.float32)
     plan, bounds, classes = WindowPlan.cover(shape, window, overlap), Normalisation((-1,), (2,), (0,), (1,)), 4
+    if rng.random() < 0.5:
+        ends = [sorted(map(int, rng.choice(size + 1, 2, replace=False))) for size in shape]
+        plan = plan.around(tuple(map(tuple, ends)), overlap)
     z = AxisMap.identity(shape[0]) if rng.random() < 0.3 else rising_map(shape[0], int(rng.integers(1, 60)))
     maps = (z, rising_map(shape[1], 9), AxisMap.identity(shape[2]))
     sums, totals = slide(image, plan, bounds, network(classes), classes, blend=blend, batch=batch)
@@ -122,6 +127,38 @@ def test_a_window_with_one_bright_voxel_is_not_air():
     assert air_windows(image, starts, (4, 4, 4), bounds).tolist() == [False, True, True, True]
     turned = Normalisation((0, 0), (1, 1), (1, 1), (-1, -1))
     assert not air_windows(image, starts, (4, 4, 4), turned).any()
+
+
+def test_around_a_body_only_its_windows_are_run():
+    image, bounds = head_in_air((20, 20, 90)), Normalisation((0,), (1,), (0,), (1,))
+    box = body_box(partial(greatest_of, image), image.shape[1:], bounds)
+    # Slabs of 8 voxels; the head's voxels along z, y, x are 8 to 11, 8 to 11 and 30 to 33.
+    assert box == ((8, 16), (8, 16), (24, 40))
+    scan = WindowPlan.cover(image.shape[1:], (10, 10, 10), 0.5)
+    plan, asked = scan.around(box, 0.5), []
+
+    def infer(windows):
+        asked.append(float(windows.max()))
+        return network(3)(windows)
+
+    maps = tuple(AxisMap.identity(size) for size in plan.shape)
+    rolled = roll(image, plan, bounds, infer, 3, maps, skip_air=True)
+    over = 1 * 1 * 3  # along x from 24, 27 and 30
+    assert rolled.windows == len(plan) and rolled.windows - rolled.skipped == over
+    assert asked.count(0.0) == 1 and len(asked) == over + 1
+
+
+def test_the_body_of_nothing_but_air_is_everything():
+    bounds = Normalisation((0, 0), (1, 1), (0, 0), (1, 1))
+    for shape in ((40, 7, 20), (1, 1, 1)):
+        box = body_box(partial(greatest_of, np.zeros((2, *shape), np.float32)), shape, bounds)
+        assert box == tuple((0, size) for size in shape)
+
+
+def test_the_body_of_an_image_without_known_air_is_everything():
+    turned = Normalisation((0,), (1,), (1,), (-1,))  # brighter is not more
+    box = body_box(partial(greatest_of, head_in_air()), (20, 20, 40), turned)
+    assert box == ((0, 20), (0, 20), (0, 40))
 
 
 def test_air_is_asked_about_once_and_only_when_needed():

@@ -136,6 +136,30 @@ def test_progress_counts_every_window(model):
     assert told == [(done, 12) for done in range(1, 13)]
 
 
+def test_around_a_body_air_costs_nothing_and_labels_stay(tiny, model, tmp_path):
+    # The model's labels begin at 40 and 80, whatever lies around a voxel.
+    values = np.zeros((1, 90, 20, 70), np.float32)
+    values[0, 40:70, 5:15, 10:20] = np.linspace(0, 100, 10, dtype=np.float32)
+    volume = Volume(values, Geometry((70, 20, 90), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), IDENTITY))
+    told = []
+    for overlap in (0.5, 0.25):
+        whole = segment(volume, model, Settings(overlap=overlap))
+        around = segment(
+            volume, model, Settings(overlap=overlap, placement="body"), progress=lambda *done: told.append(done)
+        )
+        run = [found.record.windows - found.record.skipped_windows for found in (whole, around)]
+        assert 0 < run[1] < run[0]
+        assert told[-1] == (around.record.windows,) * 2
+        assert around.labels.array.tobytes() == whole.labels.array.tobytes() and len(np.unique(whole.labels.array)) == 3
+        assert around.record.settings["placement"] == "body"
+    own = tiny.write(tmp_path / "own.onnx", placement="body")
+    assert segment(volume, own).record.settings["placement"] == "body"
+    assert segment(volume, own, Settings(placement="scan")).record.settings["placement"] == "scan"
+    # Where no window may be left out they lie over the whole scan.
+    for settings in (Settings(skip_air=False), Settings(reference=True)):
+        assert segment(volume, own, settings).record.settings["placement"] == "scan"
+
+
 def test_the_record_of_a_file(model, model_file, make, tmp_path):
     path = tmp_path / "scan.nii"
     values = np.zeros(make.size[::-1], np.int16)
@@ -149,7 +173,7 @@ def test_the_record_of_a_file(model, model_file, make, tmp_path):
         "spacing_mm": [1.5, 2.0, 3.0], "orientation": "LPS",
     }  # fmt: skip
     assert known["model"] == {"name": "tiny", "sha256": model.sha256, "window": [16, 16, 16]}
-    assert known["settings"] == {"overlap": 0.0, "blend": "constant", "reference": False}
+    assert known["settings"] == {"overlap": 0.0, "blend": "constant", "placement": "scan", "reference": False}
     assert {key: known["engine"][key] for key in ("name", "precision", "device")} == {
         "name": "openvino", "precision": "fp32", "device": "cpu",
     }  # fmt: skip
@@ -180,11 +204,13 @@ def test_volumes_are_voxels_times_their_size(model, engine):
 def test_settings_left_open_are_the_models(tiny, tmp_path):
     path = tiny.write(tmp_path / "own.onnx", overlap=0.5, blend="gaussian")
     volume = phantom(*GRIDS["working"])
-    assert segment(volume, path).record.settings == {"overlap": 0.5, "blend": "gaussian", "reference": False}
+    assert segment(volume, path).record.settings == {
+        "overlap": 0.5, "blend": "gaussian", "placement": "scan", "reference": False,
+    }  # fmt: skip
     given = segment(volume, path, Settings(overlap=0.25, blend="constant")).record.settings
-    assert given == {"overlap": 0.25, "blend": "constant", "reference": False}
+    assert given == {"overlap": 0.25, "blend": "constant", "placement": "scan", "reference": False}
     fixed = segment(volume, path, Settings(reference=True)).record.settings
-    assert fixed == {"overlap": 0.5, "blend": "constant", "reference": True}
+    assert fixed == {"overlap": 0.5, "blend": "constant", "placement": "scan", "reference": True}
 
 
 def test_percentile_bounds_make_labels_independent_of_scale(tiny, tmp_path):
@@ -258,8 +284,11 @@ def test_a_missing_model(home):
         ({"overlap": 1.0}, "accepted is a number from 0 up to"),
         ({"overlap": -0.5}, "accepted is a number from 0 up to"),
         ({"blend": "median"}, "accepted are constant and gaussian"),
-        ({"reference": True, "overlap": 0.5}, "reference mode fixes overlap and blend"),
-        ({"reference": True, "blend": "constant"}, "reference mode fixes overlap and blend"),
+        ({"reference": True, "overlap": 0.5}, "reference mode fixes overlap, blend and placement"),
+        ({"reference": True, "blend": "constant"}, "reference mode fixes overlap, blend and placement"),
+        ({"reference": True, "placement": "scan"}, "reference mode fixes overlap, blend and placement"),
+        ({"placement": "head"}, "accepted are scan and body"),
+        ({"placement": "body", "skip_air": False}, "give it or --every-window, not both"),
         ({"reference": True, "probabilities": True}, "gives no probabilities"),
     ],
     ids=str,

@@ -41,6 +41,42 @@ def test_starts_along_one_axis(axis, size, edge, overlap, starts):
     assert [plan.axis_starts[other] for other in range(3) if other != axis] == [(0,), (0,)]
 
 
+@pytest.mark.parametrize(
+    ("size", "edge", "overlap", "body", "starts"),
+    [
+        (10, 4, 0.5, (4, 9), (0, 4, 5, 9)),  # the one drawn in windows.py
+        (10, 4, 0.5, (0, 10), (0, 2, 4, 6)),  # all of the axis
+        (12, 4, 0.25, (0, 12), (0, 2, 5, 8)),  # as evenly as whole voxels allow
+        (10, 4, 0.5, (4, 6), (-1, 3, 7)),  # smaller than a window: in its middle
+        (10, 4, 0.5, (0, 1), (0, 4, 8)),  # as far as the image allows
+        (10, 4, 0.5, (9, 10), (-2, 2, 6)),
+        (4, 4, 0.5, (1, 2), (0,)),  # an image no longer than the window
+        (3, 5, 0.5, (1, 2), (-1,)),
+    ],
+)
+def test_starts_around_a_body(size, edge, overlap, body, starts):
+    plan = WindowPlan.cover((size, 1, 1), (edge, 1, 1), overlap).around((body, (0, 1), (0, 1)), overlap)
+    assert plan.axis_starts == (starts, (0,), (0,))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(1, 60), st.integers(1, 14), OVERLAPS)
+def test_only_windows_over_a_body_hold_any_of_it(data, size, edge, overlap):
+    first = data.draw(st.integers(0, size - 1))
+    last = data.draw(st.integers(first + 1, size))
+    scan = WindowPlan.cover((size,) * 3, (edge,) * 3, overlap)
+    starts = np.array(scan.around(((first, last),) * 3, overlap).axis_starts[1])
+    over = starts[(starts < last) & (starts + edge > first)]
+    assert len(over) <= max(len(WindowPlan.cover((last - first,) * 3, (edge,) * 3, overlap).axis_starts[0]), 1)
+    steps = np.diff(over)
+    assert not len(steps) or (steps.max() <= max(edge * (1 - overlap), 1) and np.ptp(steps) <= 1)
+    covered = (starts[:, None] <= np.arange(size)) & (np.arange(size) < starts[:, None] + edge)
+    assert covered.any(axis=0).all() and (np.diff(starts) > 0).all()
+    # What lies beside them touches neither the body nor them.
+    beside = ~np.isin(starts, over)
+    assert (covered[beside].sum(axis=0) + covered[~beside].any(axis=0) <= 1).all() or size <= edge
+
+
 def test_windows_are_counted_with_z_slowest():
     plan = WindowPlan.cover((2, 1, 3), (1, 1, 2), 0.0)
     assert plan.starts.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]]

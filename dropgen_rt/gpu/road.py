@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dropgen_rt.air import AIR_LEVEL, greatest_levels
+from dropgen_rt.air import Greatest, are_air
 from dropgen_rt.errors import DeviceMemoryError
 from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, address_of
@@ -114,20 +114,18 @@ class GpuRoad:
 
         return of_channel
 
-    def air_windows(
-        self, image: int, shape: Sequence[int], plan: WindowPlan, normalisation: Normalisation
-    ) -> NDArray[np.bool_]:
-        """(N,) bool, as ``air.air_windows``."""
-        starts = plan.starts
-        if min(normalisation.scale) <= 0:
-            return np.zeros(len(starts), np.bool_)
-        count = len(starts) * shape[0]
-        with Buffers(self.device, self.stream) as held:
-            out = held.put(no_extremes(count))
-            self.launch(extremes_launch(image, shape, held.put(starts), len(starts), plan.window, out))
-            found = extremes_of_keys(held.get(out, (count, 2), np.uint32))
-        greatest = found[:, 1].reshape(len(starts), shape[0])
-        return np.asarray((greatest_levels(greatest, normalisation) <= AIR_LEVEL).all(axis=1))
+    def greatest(self, image: int, shape: Sequence[int]) -> Greatest:
+        """``air.Greatest`` of the image (C, z, y, x) on the device."""
+
+        def of_windows(starts: NDArray[np.int32], window: Sequence[int]) -> NDArray[np.float32]:
+            count = len(starts) * shape[0]
+            with Buffers(self.device, self.stream) as held:
+                out = held.put(no_extremes(count))
+                self.launch(extremes_launch(image, shape, held.put(starts), len(starts), window, out))
+                found = extremes_of_keys(held.get(out, (count, 2), np.uint32))
+            return found[:, 1].reshape(len(starts), shape[0])
+
+        return of_windows
 
 
 @dataclass
@@ -302,11 +300,12 @@ def roll_on_gpu(
     """``slide.roll`` on a GPU: the same arguments, but that ``image`` is an address and the engine a DeviceEngine."""
     with watch.stage("find_air"):
         shape = (normalisation.channels, *plan.shape)
-        air = road.air_windows(image, shape, plan, normalisation) if skip_air else np.zeros(len(plan), np.bool_)
+        starts, greatest = plan.starts, road.greatest(image, shape)
+        air = are_air(greatest, starts, plan.window, normalisation) if skip_air else np.zeros(len(plan), np.bool_)
     roll = GpuRoll(road, held, image, plan, normalisation, engine, classes, maps, blend, batch, probability, cuda_graph)
     try:
         with watch.stage("network"):
             labels, best = roll.run(air, progress)
     finally:
         roll.close()
-    return Rolled(labels, best, int(air.sum()))
+    return Rolled(labels, best, len(plan), int(air.sum()))

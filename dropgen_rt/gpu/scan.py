@@ -58,7 +58,7 @@ def choose_batch(
 
 def roll_scan(
     volume: Volume, plan: WindowPlan, maps: Sequence[AxisMap], manifest: Manifest, settings: Any,
-    engine: Engine, watch: Stopwatch, count: Callable[[int], None], announce: Callable[[str], None],
+    engine: Engine, watch: Stopwatch, count: Callable[[int, int], None], announce: Callable[[str], None],
     road: GpuRoad | None = None,
 ) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
     """Labels on the grid of ``maps``, by segment.Settings, and the memory they take on the engine's GPU.
@@ -78,10 +78,12 @@ def roll_scan(
         shape = (len(volume.array), *plan.shape)
         with watch.stage("normalisation"):
             bounds = normalisation_of(road.channel_percentiles(image, shape), shape[0], manifest.intensity)
+        with watch.stage("find_air"):
+            plan = settings.lay(plan, manifest, road.greatest(image, shape), bounds)
         found = roll_on_gpu(
             road, held, image, plan, bounds, engine, manifest.classes, maps, blend=settings.resolved(manifest)[1],
-            batch=chosen.batch, probability=settings.probabilities, progress=count, watch=watch,
-            skip_air=settings.skips_air, cuda_graph=settings.cuda_graph,
+            batch=chosen.batch, probability=settings.probabilities, watch=watch, skip_air=settings.skips_air,
+            cuda_graph=settings.cuda_graph, progress=lambda windows: count(windows, len(plan)),
         )  # fmt: skip
     return found, chosen.memory
 

@@ -75,10 +75,10 @@ def both(device, volume, settings, network):
         maps = tuple(AxisMap.identity(size) for size in plan.shape)
     done, said = [], []
     arguments = (volume, plan, maps, MANIFEST, settings)
-    expected, _ = _roll_on_cpu(*arguments, HostNetwork(), Stopwatch(), lambda n: None, lambda line: None)
+    expected, _ = _roll_on_cpu(*arguments, HostNetwork(), Stopwatch(), lambda n, of: None, lambda line: None)
     road = GpuRoad(device, kernels_loaded=True)
-    found, memory = roll_scan(*arguments, network, Stopwatch(), done.append, said.append, road)
-    assert sum(done) == len(plan)
+    found, memory = roll_scan(*arguments, network, Stopwatch(), lambda n, of: done.append((n, of)), said.append, road)
+    assert {of for _, of in done} == {sum(n for n, _ in done)} == {found.windows} == {expected.windows}
     assert said == [f"{memory.line()}, batches of 4"]
     assert not device.held, "memory was left behind"
     return expected, found
@@ -94,7 +94,7 @@ def test_labels_are_the_cpus(device, grid, code):
     assert len(np.unique(found.labels)) > 1 and found.skipped == expected.skipped
 
 
-@pytest.mark.parametrize("settings", [Settings(reference=True), Settings(skip_air=False), Settings(blend="constant")])
+@pytest.mark.parametrize("settings", [Settings(reference=True), Settings(skip_air=False), Settings(placement="body")])
 def test_settings_mean_the_same(device, settings):
     expected, found = both(device, head((40, 44, 90), (2.0, 2.0, 2.0)), settings, HostNetwork())
     assert found.labels.tobytes() == expected.labels.tobytes() and found.skipped == expected.skipped
