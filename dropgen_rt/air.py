@@ -1,12 +1,15 @@
 """Windows that hold nothing but padding or air need no network: it says the same about all of them.
 
-A window counts as air if, after normalisation, none of its voxels exceeds AIR_LEVEL; padding is 0 there. The network is
-then run once, on a window of zeros, and its logits stand in for those of every such window, so that skipped voxels get
-the label that the network gives to air and the weights stay as they are.
+A window counts as air if, after normalisation, none of its voxels exceeds AIR_LEVEL; padding is 0 there. By the rule
+"ask" the network is then run once, on a window of zeros, and its logits stand in for those of every such window: skipped
+voxels get the label that the network gives to air, and the weights stay as they are. By the rule "background" such
+windows are background unasked: around a body many are air as a whole, and a network that never saw one in training may
+find anything there. By the rule "run" they are windows like others.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from dropgen_rt.kernels import Normalisation, extremes
 from dropgen_rt.windows import Box
 
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+AirRule = Literal["run", "ask", "background"]
 #: greatest(starts (N, 3), window): (N, C) greatest raw intensity of each window and channel.
 Greatest = Callable[[NDArray[np.int32], Sequence[int]], NDArray[np.float32]]
 
@@ -69,6 +73,13 @@ def _body_ends(greatest: Greatest, shape: tuple[int, ...], axis: int, normalisat
     if not len(held):
         return 0, shape[axis]
     return SLAB * int(held[0]), min(SLAB * (int(held[-1]) + 1), shape[axis])
+
+
+def background_logits(classes: int, window: Sequence[int]) -> NDArray[np.float32]:
+    """(1, classes, wz, wy, wx) float32: one for class 0, zero for the others."""
+    logits = np.zeros((1, classes, *window), np.float32)
+    logits[:, 0] = 1
+    return logits
 
 
 class AirLogits:

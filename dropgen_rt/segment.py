@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.air import Greatest, body_box, greatest_of
+from dropgen_rt.air import AirRule, Greatest, body_box, greatest_of
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
@@ -43,7 +43,7 @@ class Settings:
 
     ``reference`` fixes these to MONAI's sliding window (over the scan, 0.5, constant) and takes the arg-max on the
     working grid, as the published method does; labels then go to the scan's grid by nearest neighbour; no window is
-    skipped. ``placement`` "body" lays windows over what is not air, evenly; the rest gets the network's answer to air.
+    skipped. ``placement`` "body" lays windows over what is not air, evenly; all else is background.
     ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
     ``window`` is (z, y, x) voxels for a model whose graph takes any, or "auto": the size that computes least and fits.
     ``reserved_bytes`` is what other work of this process will take meanwhile, and is counted in the prediction.
@@ -93,6 +93,12 @@ class Settings:
     def placed(self, manifest: Manifest) -> Placement:
         """Where windows lie; over the whole scan where none may be left out."""
         return (self.placement or manifest.placement) if self.skips_air else "scan"
+
+    def air(self, manifest: Manifest) -> AirRule:
+        """What is done with windows of nothing but air."""
+        if not self.skips_air:
+            return "run"
+        return "background" if self.placed(manifest) == "body" else "ask"
 
     def lay(self, plan: WindowPlan, manifest: Manifest, greatest: Greatest, bounds: Normalisation) -> WindowPlan:
         """``plan``, or its windows around the body that ``greatest`` finds in the working image."""
@@ -238,7 +244,7 @@ def _roll_on_cpu(
         plan = settings.lay(plan, manifest, partial(greatest_of, working.array), bounds)
     found = roll(
         working.array, plan, bounds, engine.infer, manifest.classes, maps, blend=settings.resolved(manifest)[1],
-        probability=settings.probabilities, skip_air=settings.skips_air, watch=watch,
+        probability=settings.probabilities, air=settings.air(manifest), watch=watch,
         progress=lambda windows: count(windows, len(plan)),
     )  # fmt: skip
     return found, memory

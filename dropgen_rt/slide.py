@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.air import AirLogits, air_windows
+from dropgen_rt.air import AirLogits, AirRule, air_windows, background_logits
 from dropgen_rt.kernels import AxisMap, Normalisation, accumulate, finalise, gather
 from dropgen_rt.record import Stopwatch
 from dropgen_rt.rolling import layers, ring_depth
@@ -74,27 +74,30 @@ def roll(
     blend: Blend = "constant",
     batch: int = 1,
     probability: bool = False,
-    skip_air: bool = False,
+    air: AirRule = "run",
     progress: Callable[[int], None] = lambda windows: None,
     watch: Stopwatch | None = None,
 ) -> Rolled:
     """What ``finalise`` over the sums of ``slide`` gives, in every bit, with sums for a slab of planes only.
 
-    Arguments as for ``slide``; ``maps`` are the AxisMaps of the output's z, y and x, z rising. With ``skip_air`` the
-    network is not asked about windows of nothing but air or padding (air.py).
+    Arguments as for ``slide``; ``maps`` are the AxisMaps of the output's z, y and x, z rising. ``air`` says what
+    is done with windows of nothing but air or padding (air.py).
     """
     watch = watch or Stopwatch()
     weights = tuple(axis_weights(edge, blend) for edge in plan.window)
     totals = axis_totals(plan, weights)
     starts = plan.starts
     with watch.stage("find_air"):
-        air = air_windows(image, starts, plan.window, normalisation) if skip_air else np.zeros(len(starts), np.bool_)
+        skipped = np.zeros(len(starts), np.bool_)
+        if air != "run":
+            skipped = air_windows(image, starts, plan.window, normalisation)
     ring = np.zeros((classes, ring_depth(plan), *plan.shape[1:]), np.float32)
     labels = np.empty(tuple(map(len, maps)), np.uint8 if classes <= 256 else np.uint16)
     best = np.empty(labels.shape, np.float32) if probability else None
-    of_air = AirLogits(infer, len(image), plan.window)
+    ask = infer if air == "ask" else lambda zeros: background_logits(classes, plan.window)
+    of_air = AirLogits(ask, len(image), plan.window)
     for layer in layers(plan, maps[0], totals[0]):
-        for some, is_air in batches(starts[layer.windows], air[layer.windows], batch):
+        for some, is_air in batches(starts[layer.windows], skipped[layer.windows], batch):
             if is_air:
                 with watch.stage("network"):
                     logits = of_air.logits()
@@ -115,7 +118,7 @@ def roll(
                 best[layer.planes] = chance
             for slots in layer.cleared:
                 ring[:, slots] = 0
-    return Rolled(labels, best, len(plan), int(air.sum()))
+    return Rolled(labels, best, len(plan), int(skipped.sum()))
 
 
 def at_z(starts: NDArray[np.int32], z: int) -> NDArray[np.int32]:

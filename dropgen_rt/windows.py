@@ -10,8 +10,8 @@ advance by ``int(edge * (1 - overlap))`` voxels, and the last one is pulled back
                       [-----]
                           [-----]        starts 0, 2, 4, 6
 
-Placed around a body they cover what is not air as evenly as their number allows, and windows of air alone, which no
-network sees (air.py), cover the rest. The same axis with a body in voxels 4 to 8:
+Placed around a body they cover what is not air as evenly as their number allows, and windows of air alone, which are
+background unasked (air.py), cover the rest. The same axis with a body in voxels 4 to 8:
 
     voxel     0 1 2 3 4 5 6 7 8 9
     body              * * * * *

@@ -109,7 +109,7 @@ def test_windows_of_air_get_the_networks_answer_to_zeros():
         return network(3)(windows)
 
     maps = tuple(AxisMap.identity(size) for size in plan.shape)
-    rolled = roll(image, plan, bounds, infer, 3, maps, skip_air=True)
+    rolled = roll(image, plan, bounds, infer, 3, maps, air="ask")
     assert 0 < rolled.skipped < len(plan)
     # once for zeros, and once for every window with the head in it
     assert len(asked) == 1 + len(plan) - rolled.skipped
@@ -142,10 +142,11 @@ def test_around_a_body_only_its_windows_are_run():
         return network(3)(windows)
 
     maps = tuple(AxisMap.identity(size) for size in plan.shape)
-    rolled = roll(image, plan, bounds, infer, 3, maps, skip_air=True)
+    rolled = roll(image, plan, bounds, infer, 3, maps, air="background")
     over = 1 * 1 * 3  # along x from 24, 27 and 30
     assert rolled.windows == len(plan) and rolled.windows - rolled.skipped == over
-    assert asked.count(0.0) == 1 and len(asked) == over + 1
+    assert 0.0 not in asked and len(asked) == over
+    assert (rolled.labels[:, :, :24] == 0).all() and (rolled.labels[:, :, 40:] == 0).all()
 
 
 def test_the_body_of_nothing_but_air_is_everything():

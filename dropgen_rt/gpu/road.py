@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dropgen_rt.air import Greatest, are_air
+from dropgen_rt.air import AirRule, Greatest, are_air
 from dropgen_rt.errors import DeviceMemoryError
 from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, address_of
@@ -41,6 +41,8 @@ from dropgen_rt.windows import Blend, WindowPlan, axis_totals, axis_weights
 FLOAT = 4
 PIECE = 2**24
 START_BYTES = 12  # three int32
+# The number one as the logits' type stores it.
+ONE = {"f32": np.float32(1), "f16": np.uint16(0x3C00), "bf16": np.uint16(0x3F80)}
 
 
 class GpuRoad:
@@ -145,9 +147,9 @@ class GpuRoll:
     def __init__(
         self, road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation,
         engine: Any, classes: int, maps: Sequence[AxisMap], blend: Blend, batch: int, probability: bool,
-        cuda_graph: bool = False,
+        air: AirRule = "ask", cuda_graph: bool = False,
     ) -> None:  # fmt: skip
-        self.road, self.held, self.image, self.plan = road, held, image, plan
+        self.road, self.held, self.image, self.plan, self.air = road, held, image, plan, air
         self.engine, self.classes, self.maps, self.batch = engine, classes, maps, batch
         self.channels, self.logit_type = normalisation.channels, getattr(engine, "logit_type", "f32")
         weights = [axis_weights(edge, blend) for edge in plan.window]
@@ -253,11 +255,17 @@ class GpuRoll:
         return self.logits
 
     def _of_air(self) -> int:
-        """The network's answer to a window of zeros, asked for once."""
-        if not self.air_logits:
-            size, stream = self._logit_bytes(), self.road.stream
-            self.air_logits = self.road.device.allocate(size)
-            self.road.device.clear(self.windows, FLOAT * self.channels * self.window_voxels, stream)
+        """The network's answer to a window of zeros, or what stands for background; made once."""
+        if self.air_logits:
+            return self.air_logits
+        device, stream = self.road.device, self.road.stream
+        self.air_logits = device.allocate(self._logit_bytes())
+        if self.air == "background":
+            self.kept.append(np.full(self.window_voxels, ONE[self.logit_type]))
+            device.clear(self.air_logits, self._logit_bytes(), stream)
+            device.upload(self.air_logits, self.kept[-1], stream)
+        else:
+            device.clear(self.windows, FLOAT * self.channels * self.window_voxels, stream)
             self.engine.infer_device(self.windows, self.air_logits, 1, stream)
         return self.air_logits
 
@@ -295,17 +303,21 @@ class GpuRoll:
 def roll_on_gpu(
     road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation, engine: Any,
     classes: int, maps: Sequence[AxisMap], *, blend: Blend, batch: int, probability: bool = False,
-    skip_air: bool = False, cuda_graph: bool = False, progress: Callable[[int], None], watch: Stopwatch,
+    air: AirRule = "run", cuda_graph: bool = False, progress: Callable[[int], None], watch: Stopwatch,
 ) -> Rolled:  # fmt: skip
     """``slide.roll`` on a GPU: the same arguments, but that ``image`` is an address and the engine a DeviceEngine."""
     with watch.stage("find_air"):
         shape = (normalisation.channels, *plan.shape)
         starts, greatest = plan.starts, road.greatest(image, shape)
-        air = are_air(greatest, starts, plan.window, normalisation) if skip_air else np.zeros(len(plan), np.bool_)
-    roll = GpuRoll(road, held, image, plan, normalisation, engine, classes, maps, blend, batch, probability, cuda_graph)
+        skipped = np.zeros(len(plan), np.bool_)
+        if air != "run":
+            skipped = are_air(greatest, starts, plan.window, normalisation)
+    roll = GpuRoll(
+        road, held, image, plan, normalisation, engine, classes, maps, blend, batch, probability, air, cuda_graph
+    )
     try:
         with watch.stage("network"):
-            labels, best = roll.run(air, progress)
+            labels, best = roll.run(skipped, progress)
     finally:
         roll.close()
-    return Rolled(labels, best, len(plan), int(air.sum()))
+    return Rolled(labels, best, len(plan), int(skipped.sum()))

@@ -82,7 +82,7 @@ def roll_scan(
             plan = settings.lay(plan, manifest, road.greatest(image, shape), bounds)
         found = roll_on_gpu(
             road, held, image, plan, bounds, engine, manifest.classes, maps, blend=settings.resolved(manifest)[1],
-            batch=chosen.batch, probability=settings.probabilities, watch=watch, skip_air=settings.skips_air,
+            batch=chosen.batch, probability=settings.probabilities, watch=watch, air=settings.air(manifest),
             cuda_graph=settings.cuda_graph, progress=lambda windows: count(windows, len(plan)),
         )  # fmt: skip
     return found, chosen.memory
