@@ -1,10 +1,10 @@
 """Windows that hold nothing but padding or air need no network: it says the same about all of them.
 
 A window counts as air if, after normalisation, none of its voxels exceeds AIR_LEVEL; padding is 0 there. By the rule
-"ask" the network is then run once, on a window of zeros, and its logits stand in for those of every such window: skipped
-voxels get the label that the network gives to air, and the weights stay as they are. By the rule "background" such
-windows are background unasked: around a body many are air as a whole, and a network that never saw one in training may
-find anything there. By the rule "run" they are windows like others.
+"ask" the network is then run once, on a window of zeros, and its logits stand in for those of every such window:
+skipped voxels get the label that the network gives to air, and the weights stay as they are. By the rule "background"
+such windows are background unasked: around a body many are air as a whole, and a network that never saw one in training
+may find anything there. By the rule "run" they are windows like others.
 """
 
 from collections.abc import Callable, Sequence
