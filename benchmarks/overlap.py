@@ -34,14 +34,14 @@ ASKED = 0.998
 
 
 def truth(model: Model, scan: str) -> NDArray[np.integer] | None:
-    """(z, y, x) known labels on the model's grid: those of the T1, where the model has the demo model's labels."""
+    """(z, y, x) known labels on the model's grid: those of the T1, for the demo model's labels or the brain alone."""
     table = read_label_table(ROOT / "examples" / "brain9" / "dataset.json")
-    if scan != T1 or [label.name for label in table.labels] != [label.name for label in model.manifest.labels]:
+    names = [label.name for label in model.manifest.labels]
+    if scan != T1 or names not in (["brain"], [label.name for label in table.labels]):
         return None
     values, geometry = read_label_map(DATA / "brain_t1" / "fs_subject_aseg.nii.gz")
-    return labels_to_working_grid(
-        table.merge(values), geometry, model.manifest.orientation, model.manifest.spacing_mm
-    )  # fmt: skip
+    labels = (values > 0).astype(np.uint8) if names == ["brain"] else table.merge(values)
+    return labels_to_working_grid(labels, geometry, model.manifest.orientation, model.manifest.spacing_mm)
 
 
 def choices(
@@ -89,7 +89,7 @@ def one_scan(
 
 
 def fastest(scans: dict[str, dict[str, dict[str, object]]]) -> dict[str, object]:
-    """Of the rows that reach ASKED on every scan: the one that costs least, the smallest overlap among equals.
+    """Of the rows that reach ASKED on every scan: the one that costs least, the smallest overlap among equals; or none.
 
     The cost of a row is what it computes, times the median seconds per voxel of all rows of its precision: rows that
     run the same windows then cost the same, whatever else the machine did meanwhile.
@@ -107,7 +107,7 @@ def fastest(scans: dict[str, dict[str, dict[str, object]]]) -> dict[str, object]
         for row in rows
     }
     passing = {row: costs[row] for row in rows if all(scan[row]["dice"] >= ASKED for scan in scans.values())}
-    best = min(passing, key=lambda row: (passing[row], float(row.split()[0])))
+    best = min(passing, key=lambda row: (passing[row], float(row.split()[0])), default=None)
     return {"asked": ASKED, "reach_it": passing, "default": best}
 
 
