@@ -40,10 +40,6 @@ SMOOTH_PHANTOM = 3.5
 # per voxel and layer, in an order that differs by machine; the issue's own bound.
 NETWORK_ORACLE = 1e-5
 
-# Features, and what a network makes of them, with batch norms folded into kernels against those without, fp32, relative
-# in the Euclidean norm: every weight is rounded once more, in each of some twenty layers.
-FOLDED = 1e-5
-
 # Labels of one scan stored in 48 orientations, Dice: flips change the order in which fp32 sums are taken, and
 # so only voxels at a tie.
 REORIENTED_DICE = 0.995

@@ -5,13 +5,11 @@ that those load with ``strict=True``; the fusion follows DropGen (Diaz et al., a
 """
 
 from collections.abc import Collection
-from copy import deepcopy
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dropgen_rt.train.segmentors import MonaiConfig, MonaiSegmentor
 
@@ -177,7 +175,6 @@ class DropGen(nn.Module):
         if (encoder is not None) != (method != "erm"):
             raise ValueError(f"method {method!r} {'takes no' if method == 'erm' else 'needs an'} encoder")
         self.method = method
-        self._folded: list[UNet] = []  # in a list, where PyTorch does not take it for a part of the state
         self.drop = nn.Dropout3d(drop if method == "dropgen" else 0.0)
         self.segmentor = UNet(segmentor) if isinstance(segmentor, UNetConfig) else MonaiSegmentor(segmentor)
         self.encoder = UNet(encoder) if encoder is not None else None
@@ -201,27 +198,10 @@ class DropGen(nn.Module):
                     layer.weight[:, images:] = 0
 
     def train(self, mode: bool = True) -> "DropGen":
-        """Switch modes, except that the frozen encoder stays in evaluation mode for ever.
-
-        For training a folded copy of it is made, which is no part of the state: call this after the encoder's weights.
-        """
+        """Switch modes, except that the frozen encoder stays in evaluation mode for ever."""
         super().train(mode)
-        self._folded.clear()
         if self.encoder is not None:
             self.encoder.eval()
-            if mode:
-                self._folded.append(folded(self.encoder))
-        return self
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """As its parent; the folded copy of what was there before is dropped."""
-        self._folded.clear()
-        return super().load_state_dict(*arguments, **options)
-
-    def _apply(self, *arguments: Any, **options: Any) -> "DropGen":
-        """What ``to`` and its like do; the folded copy, which they do not see, is dropped."""
-        self._folded.clear()
-        super()._apply(*arguments, **options)
         return self
 
     @property
@@ -239,8 +219,7 @@ class DropGen(nn.Module):
             return logits
         with torch.no_grad():
             # Each image channel passes through the single-channel encoder on its own.
-            encoder = self._folded[0] if self._folded else self.encoder
-            single = [self.feature_norm(encoder(channel)) for channel in image.split(1, dim=1)]
+            single = [self.feature_norm(self.encoder(channel)) for channel in image.split(1, dim=1)]
             features = torch.cat(single, dim=1) if len(single) > 1 else single[0]
         if self.method == "features":
             logits = self.segmentor(features)
@@ -256,22 +235,6 @@ class DropGen(nn.Module):
             "segmentor": asdict(self.segmentor.config),
             "encoder": asdict(self.encoder.config) if self.encoder is not None else None,
         }
-
-
-def folded(encoder: UNet) -> UNet:
-    """A copy of a frozen encoder with batch norms folded into convolutions, and activations in place.
-
-    Equal but for rounding: in bf16 on a CPU it takes half the time.
-    """
-    twin = deepcopy(encoder).eval()
-    layers = twin.model
-    for index, layer in enumerate(layers):
-        if isinstance(layer, BatchNorm3d):
-            layers[index - 1] = fuse_conv_bn_eval(layers[index - 1], layer)
-            layers[index] = nn.Identity()
-        elif isinstance(layer, nn.ReLU):
-            layer.inplace = True
-    return twin.requires_grad_(False)
 
 
 def rebuild(description: dict) -> DropGen:

@@ -1,24 +1,14 @@
 """The networks against the published layouts and the outputs of the original code."""
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from shared_data import SHARED, needs
-from tolerances import BF16_GRADIENT, FOLDED, NETWORK_ORACLE, NORMALISED_ORACLE
+from tolerances import BF16_GRADIENT, NETWORK_ORACLE, NORMALISED_ORACLE
 
-from dropgen_rt.train.network import (
-    ANATOMIX,
-    ANATOMIX_DEV,
-    BatchNorm3d,
-    DropGen,
-    UNet,
-    UNetConfig,
-    folded,
-    rebuild,
-)
+from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
 
 SEGMENTOR = UNetConfig(in_channels=17, out_channels=4, width=20, levels=5)
 SMALL = UNetConfig(width=4, levels=2, padding_mode="zeros")
@@ -107,47 +97,6 @@ def test_encoder_is_frozen_and_stays_in_evaluation_mode() -> None:
     assert all(torch.equal(before[key], value) for key, value in network.encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("config", [ANATOMIX, ANATOMIX_DEV], ids=["batch norm", "instance norm"])
-def test_a_folded_encoder_gives_the_same(config: UNetConfig) -> None:
-    encoder = seeded(UNet(replace(config, width=4, levels=3)))
-    image = torch.rand(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
-    before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    with torch.no_grad():
-        expected = encoder(image)
-        found = folded(encoder)(image)
-    assert (found - expected).norm() <= FOLDED * expected.norm()
-    assert not any(isinstance(layer, BatchNorm3d) for layer in folded(encoder).modules())
-    assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
-    with torch.no_grad():
-        assert torch.equal(encoder(image), expected)  # nothing in place reached the original
-
-
-def test_training_runs_the_folded_encoder_of_the_weights_at_hand() -> None:
-    """The copy is made for training, follows new weights, and is no part of the state."""
-    network, image = dropgen(0.0).train(), torch.rand(1, 1, 16, 16, 16)
-    assert network.encoder is not None
-    names, calls = set(network.state_dict()), []
-    network.encoder.register_forward_hook(lambda *_: calls.append("original"))
-    network(image)
-    assert calls == [] and set(network.state_dict()) == names == set(dropgen().state_dict())
-    network.eval()(image)
-    assert calls == ["original"]
-    other = {key: value + 0.1 for key, value in dropgen().state_dict().items() if key.startswith("encoder")}
-    for change in (
-        lambda: network.train().load_state_dict(network.state_dict() | other),
-        lambda: network.train().double(),
-    ):
-        change()
-        calls.clear()
-        network(image.to(next(network.parameters()).dtype))
-        assert calls == ["original"]  # the copy is gone until train() makes a new one
-    network.float().train()
-    assert len(network._folded) == 1
-    with torch.no_grad():
-        expected, found = network.encoder(image), network._folded[0](image)
-    assert (found - expected).norm() <= FOLDED * expected.norm()
-
-
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_gradients_in_bf16_follow_fp32(depth: int) -> None:
     """PyTorch's own are garbage on a CPU where z is two."""
@@ -203,7 +152,7 @@ def test_features_never_see_the_image_and_concat_drops_nothing() -> None:
     features = DropGen(UNetConfig(16, 3, 4, 2, padding_mode="zeros"), SMALL, 0.75, "features").train()
     assert features.encoder is not None
     expected = features.segmentor(features.feature_norm(features.encoder(image)))
-    assert (features(image) - expected).norm() <= FOLDED * expected.norm()
+    assert torch.allclose(features(image), expected)
     assert features.segmentor.model[0].weight.abs().min() > 0  # nothing to start from but the features
     concat = DropGen(UNetConfig(17, 3, 4, 2, padding_mode="zeros"), SMALL, 0.75, "concat").train()
     seen = []
