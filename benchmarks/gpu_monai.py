@@ -26,7 +26,8 @@ from dropgen_rt.gpu.scan import roll_scan
 from dropgen_rt.kernels import Normalisation
 from dropgen_rt.manifest import Intensity, Label, Manifest
 from dropgen_rt.record import Stopwatch
-from dropgen_rt.segment import Settings, native_maps
+from dropgen_rt.segment import native_maps
+from dropgen_rt.settings import Settings
 from dropgen_rt.train.network import DropGen, UNetConfig
 from dropgen_rt.volume import Volume
 from dropgen_rt.windows import WindowPlan

@@ -12,7 +12,8 @@ from dropgen_rt.geometry import Geometry
 from dropgen_rt.manifest import Label, Manifest
 from dropgen_rt.model import Model, read_model
 from dropgen_rt.record import Record
-from dropgen_rt.segment import Segmentation, Settings, segment
+from dropgen_rt.segment import Segmentation, segment
+from dropgen_rt.settings import Settings
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import Volume, read_scan
 from dropgen_rt.windows import WindowPlan

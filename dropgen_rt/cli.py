@@ -73,7 +73,7 @@ def infer(
     """Segment scans (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
     from dropgen_rt.memory import parse_bytes
-    from dropgen_rt.segment import Settings
+    from dropgen_rt.settings import Settings
     from dropgen_rt.window_size import parse_window
 
     limit = None if memory is None else parse_bytes(memory)

@@ -43,7 +43,7 @@ def bench(
     """
     from dropgen_rt import bench as bench_
     from dropgen_rt.atomic import atomic_path
-    from dropgen_rt.segment import Settings
+    from dropgen_rt.settings import Settings
     from dropgen_rt.window_size import parse_window
 
     names = tuple(name for name in against.split(",") if name)
@@ -80,7 +80,8 @@ def measure(
     from dropgen_rt.bench import measure as side_by_side
     from dropgen_rt.engines import open_engine
     from dropgen_rt.record import Record, Stopwatch
-    from dropgen_rt.segment import Settings, segment
+    from dropgen_rt.segment import segment
+    from dropgen_rt.settings import Settings
     from dropgen_rt.store import open_named
     from dropgen_rt.volume import read_scan, write_labels
 

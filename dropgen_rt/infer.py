@@ -23,7 +23,8 @@ from dropgen_rt.outputs import DICOM_FORMATS, FORMATS, LABEL_FORMATS, chosen_for
 from dropgen_rt.pipeline import Stages, in_turn, overlapped
 from dropgen_rt.record import Stopwatch
 from dropgen_rt.report import NO_VIEWER, has_viewer, render
-from dropgen_rt.segment import Segmentation, Settings, segment
+from dropgen_rt.segment import Segmentation, segment
+from dropgen_rt.settings import Settings
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import Scan, find_scans, read_scan, scan_suffix, stem, write_labels
 

@@ -9,7 +9,8 @@ from dropgen_rt.engines.choose import create
 from dropgen_rt.engines.contract import Engine
 from dropgen_rt.evaluate import dice_per_label
 from dropgen_rt.model import Model
-from dropgen_rt.segment import Settings, segment
+from dropgen_rt.segment import segment
+from dropgen_rt.settings import Settings
 from dropgen_rt.volume import read_scan
 
 

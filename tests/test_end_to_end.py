@@ -16,7 +16,7 @@ from dropgen_rt.cli import main
 from dropgen_rt.engines import open_engine
 from dropgen_rt.model import read_model
 from dropgen_rt.preprocess import normalisation, to_working_grid
-from dropgen_rt.segment import REFERENCE_OVERLAP
+from dropgen_rt.settings import REFERENCE_OVERLAP
 from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.volume import read_label_map, read_scan

@@ -12,7 +12,7 @@ from dropgen_rt import infer, picture
 from dropgen_rt.errors import DropgenError, OutputError
 from dropgen_rt.infer import infer_files
 from dropgen_rt.memory import MemoryPlan, peak_resident_bytes, reset_peak
-from dropgen_rt.segment import Settings
+from dropgen_rt.settings import Settings
 
 
 @pytest.fixture

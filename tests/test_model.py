@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from dropgen_rt.errors import MissingModelError, ModelError
-from dropgen_rt.manifest import METADATA_KEY
+from dropgen_rt.manifest import METADATA_KEY, SCHEMA
 from dropgen_rt.model import read_model
 
 
@@ -47,7 +47,7 @@ def test_an_onnx_file_without_a_manifest(tmp_path, tiny):
 
 def test_a_manifest_of_another_major_version(tmp_path, tiny):
     path = tmp_path / "future.onnx"
-    path.write_bytes(tiny.onnx({METADATA_KEY: tiny.manifest().to_json().replace('"1.1"', '"2.0"')}))
+    path.write_bytes(tiny.onnx({METADATA_KEY: tiny.manifest().to_json().replace(f'"{SCHEMA}"', '"2.0"')}))
     with pytest.raises(ModelError, match=r"schema 2\.0, this version reads 1\.x"):
         read_model(path)
 

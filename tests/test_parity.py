@@ -12,7 +12,8 @@ from dropgen_rt.geometry import Geometry
 from dropgen_rt.kernels import Normalisation
 from dropgen_rt.manifest import METADATA_KEY, Intensity, Label
 from dropgen_rt.model import read_model
-from dropgen_rt.segment import Settings, segment
+from dropgen_rt.segment import segment
+from dropgen_rt.settings import Settings
 from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.volume import Volume
 from dropgen_rt.windows import WindowPlan

@@ -10,7 +10,8 @@ from tolerances import NEAREST_PHANTOM, PROBABILITY, SMOOTH_PHANTOM
 from dropgen_rt.engines import open_engine
 from dropgen_rt.errors import MissingModelError, ResourceError, UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.segment import Settings, segment
+from dropgen_rt.segment import segment
+from dropgen_rt.settings import Settings
 from dropgen_rt.volume import Volume, read_scan
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -13,7 +13,7 @@ from dropgen_rt.build import BuildOptions, build
 from dropgen_rt.cli import main
 from dropgen_rt.engines.openvino_engine import OpenVinoEngine
 from dropgen_rt.errors import VerificationError
-from dropgen_rt.segment import Settings
+from dropgen_rt.settings import Settings
 from dropgen_rt.verify import golden_of, live_golden, verify
 
 pytestmark = pytest.mark.usefixtures("home")

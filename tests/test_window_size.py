@@ -13,7 +13,8 @@ from dropgen_rt.errors import UsageError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.manifest import METADATA_KEY
 from dropgen_rt.model import model_of
-from dropgen_rt.segment import Settings, segment
+from dropgen_rt.segment import segment
+from dropgen_rt.settings import Settings
 from dropgen_rt.volume import Volume, write_labels
 from dropgen_rt.window_size import cheapest_window, parse_window, require_possible
 from dropgen_rt.windows import WindowPlan

@@ -61,7 +61,7 @@ def roll_scan(
     engine: Engine, watch: Stopwatch, count: Callable[[int, int], None], announce: Callable[[str], None],
     road: GpuRoad | None = None,
 ) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
-    """Labels on the grid of ``maps``, by segment.Settings, and the memory they take on the engine's GPU.
+    """Labels on the grid of ``maps``, by settings.Settings, and the memory they take on the engine's GPU.
 
     Raises DeviceError if the GPU stops answering, MemoryLimitError if the scan does not fit.
     """

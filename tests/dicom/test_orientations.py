@@ -15,7 +15,8 @@ from dropgen_rt.dicom.read import DicomScan, read_dicom
 from dropgen_rt.dicom.write import write_objects
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.model import Model, read_model
-from dropgen_rt.segment import Settings, segment
+from dropgen_rt.segment import segment
+from dropgen_rt.settings import Settings
 
 
 def orientations() -> list[tuple[tuple[float, ...], tuple[float, float]]]:
