@@ -24,7 +24,7 @@ from dropgen_rt.engines.openvino_engine import supported_precisions
 from dropgen_rt.evaluate import dice_per_label
 from dropgen_rt.preprocess import labels_to_working_grid, to_working_grid
 from dropgen_rt.volume import Volume, read_label_map
-from dropgen_rt.windows import PLACEMENTS
+from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -44,12 +44,14 @@ def truth(model: Model, scan: str) -> NDArray[np.integer] | None:
     return labels_to_working_grid(labels, geometry, model.manifest.orientation, model.manifest.spacing_mm)
 
 
-def choices(model: Model, overlaps: list[float]) -> dict[str, tuple[str, Settings]]:
+def choices(
+    model: Model, overlaps: list[float], blends: list[Blend], precisions: list[str]
+) -> dict[str, tuple[str, Settings]]:
     """(precision, settings) of every row by its name, slow ones last."""
     windows = (None, "auto") if model.manifest.dynamic_window else (None,)
     rows: dict[str, tuple[str, Settings]] = {}
     for precision, window, blend, placement, overlap in product(
-        supported_precisions(), windows, ("constant", "gaussian"), PLACEMENTS, overlaps
+        precisions, windows, blends, PLACEMENTS, overlaps
     ):  # fmt: skip
         name = f"{overlap:g} {blend} {placement} {window or 'trained'} {precision}"
         rows[name] = (precision, Settings(overlap=overlap, blend=blend, placement=placement, window=window))
@@ -115,9 +117,11 @@ def main() -> None:
     parser.add_argument("--model", default="brain9")
     parser.add_argument("--scans", nargs="+", default=list(SCANS), help="Below ../shared/data, or paths.")
     parser.add_argument("--overlaps", nargs="+", type=float, default=[0.5, 0.25])
+    parser.add_argument("--blends", nargs="+", choices=BLENDS, default=list(BLENDS))
+    parser.add_argument("--precisions", nargs="+", default=list(supported_precisions()), help="Of the rows compared.")
     arguments = parser.parse_args()
     model = open_named(arguments.model)
-    rows = choices(model, arguments.overlaps)
+    rows = choices(model, arguments.overlaps, arguments.blends, arguments.precisions)
     engines = {item: open_engine(model, engine="openvino", precision=item) for item in supported_precisions()}
     scans = {
         name if name in SCANS else Path(name).name: one_scan(model, name, engines, rows) for name in arguments.scans

@@ -45,9 +45,7 @@ def air_windows(
     return are_air(partial(greatest_of, image), starts, window, normalisation)
 
 
-def greatest_of(
-    image: NDArray[np.float32], starts: NDArray[np.int32], window: Sequence[int]
-) -> NDArray[np.float32]:  # fmt: skip
+def greatest_of(image: NDArray[np.float32], starts: NDArray[np.int32], window: Sequence[int]) -> NDArray[np.float32]:
     """``Greatest`` of an image (C, z, y, x) on the CPU."""
     return extremes(image, starts, window)[..., 1]
 

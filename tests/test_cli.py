@@ -175,11 +175,19 @@ def test_reference_mode(scan, out, model_file):
     assert settings == {"overlap": 0.5, "blend": "constant", "placement": "scan", "reference": True}
 
 
+def test_windows_around_the_body(scan, out, model_file):
+    result = run("infer", scan(), "-o", out, "--model", model_file, "--placement", "body")
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "scan_seg.json").read_text())["settings"]["placement"] == "body"
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
         ("--reference --overlap 0.5", 2),
         ("--reference --blend constant", 2),
+        ("--reference --placement body", 2),
+        ("--every-window --placement body", 2),
         ("--overlap 1", 2),
         ("--model nobody", 4),
         ("--model ../nobody", 4),

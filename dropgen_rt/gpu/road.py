@@ -147,7 +147,7 @@ class GpuRoll:
     def __init__(
         self, road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation,
         engine: Any, classes: int, maps: Sequence[AxisMap], blend: Blend, batch: int, probability: bool,
-        air: AirRule = "ask", cuda_graph: bool = False,
+        air: AirRule, cuda_graph: bool = False,
     ) -> None:  # fmt: skip
         self.road, self.held, self.image, self.plan, self.air = road, held, image, plan, air
         self.engine, self.classes, self.maps, self.batch = engine, classes, maps, batch
