@@ -131,13 +131,9 @@ class SyntheticSampler:
     def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
         rng = source.numbers
         head = self.heads[rng.integers(len(self.heads))]
-        centres = head.centres
-        # Balanced, or a label by its size without gathering all voxels: the largest ones take most draws.
-        sizes = np.array([len(voxels) for voxels in centres])
-        odds = np.full(len(sizes), 1 / len(sizes)) if rng.random() < FOREGROUND_SHARE else sizes / sizes.sum()
-        voxels = centres[rng.choice(len(centres), p=odds)]
-        # Shifted, so that crops also meet the head's rim and the air beyond it.
-        centre = voxels[rng.integers(len(voxels))] + rng.normal(0, 12, 3)
+        # Without the option no number is drawn: recorded trainings stay what they were.
+        anywhere = self.synthesis.anywhere > 0 and rng.random() < self.synthesis.anywhere
+        centre = rng.uniform(0, head.index.shape) if anywhere else _on_a_label(head.centres, rng)
         coordinates = deformed_coordinates(centre, self.edge, head.step, source, self.synthesis.severity)
         fine = look_up(head.index, coordinates)
         table = draw_intensities(self.synthesis, head.values, rng)
@@ -146,3 +142,14 @@ class SyntheticSampler:
         # What was stripped from the image is background in the target too.
         shown = source.place(table[MEAN] > 0)
         return image, (head.target * shown)[look_up(head.index, middle).to(torch.int64)]
+
+
+def _on_a_label(centres: Sequence[NDArray], rng: np.random.Generator) -> NDArray[np.float64]:
+    """A crop's centre (z, y, x), near a voxel of one of the labels."""
+    # Balanced, or a label by its size without gathering all voxels: the largest ones take most draws.
+    sizes = np.array([len(voxels) for voxels in centres])
+    odds = np.full(len(sizes), 1 / len(sizes)) if rng.random() < FOREGROUND_SHARE else sizes / sizes.sum()
+    voxels = centres[rng.choice(len(centres), p=odds)]
+    # Shifted, so that crops also meet the head's rim and the air beyond it.
+    shifted: NDArray[np.float64] = voxels[rng.integers(len(voxels))] + rng.normal(0, 12, 3)
+    return shifted

@@ -68,7 +68,8 @@ class SynthesisConfig:
     value that no tissue lists, and a tissue that a contrast gives no mean, gets a random intensity.
     Means vary by ``mean_jitter`` from image to image, those of ``outside`` by ``outside_jitter``, because fat,
     skin and bone differ most between sequences. ``severity`` scales deformation and corruption: 0 is none, 1 the
-    full range.
+    full range. ``anywhere`` is the share of crops that lie anywhere in the label map, as a sliding window does,
+    instead of on a label: a network that never saw a window of little but air may find anything in one.
     """
 
     tissues: dict[str, tuple[int, ...]]
@@ -80,11 +81,12 @@ class SynthesisConfig:
     mean_jitter: float = 0.05
     outside_jitter: float = 0.2
     severity: float = 1.0
+    anywhere: float = 0.0
 
     @staticmethod
     def read(path: Path) -> "SynthesisConfig":
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        numbers = ("strip", "mean_jitter", "outside_jitter", "severity")
+        numbers = ("strip", "mean_jitter", "outside_jitter", "severity", "anywhere")
         return SynthesisConfig(
             tissues={name: tuple(values) for name, values in data["tissues"].items()},
             means=data["means"],
