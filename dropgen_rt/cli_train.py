@@ -99,9 +99,9 @@ def list_encoders() -> None:
 
 @encoders.command()
 @click.argument("name")
-@click.option("--sha256", help="Digest that the file must have; the hub shows it.")
+@click.option("--sha256", help="Take the hub's newest file, which must have this digest, not the pinned one.")
 def fetch(name: str, sha256: str | None) -> None:
-    """Download a published encoder (anatomix, anatomix-dev) of a pinned digest."""
+    """Download a published encoder (anatomix, anatomix-dev) of a pinned revision and digest."""
     from dropgen_rt.train.encoders import fetch as run
 
     click.echo(f"wrote {run(name, sha256)}")

@@ -5,7 +5,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -30,21 +30,27 @@ BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Published:
-    """An encoder on the hub. Nothing is pinned here that was not checked: where ``sha256`` is None the user pins it."""
+    """An encoder on the hub: ``file`` as it was at ``revision`` of the repository, and its digest there."""
 
-    repository: str
     file: str
     config: UNetConfig
-    sha256: str | None = None
+    sha256: str
+    repository: str = "neeldey/anatomix"
+    revision: str = "842cfe93e634ade096cc6a6bb14309a760c2a8cc"
 
     @property
     def url(self) -> str:
-        return f"{os.environ.get(HUB_VARIABLE, HUB).rstrip('/')}/{self.repository}/resolve/main/{self.file}"
+        hub = os.environ.get(HUB_VARIABLE, HUB).rstrip("/")
+        return f"{hub}/{self.repository}/resolve/{self.revision}/{self.file}"
 
 
+# Revision and digests are those that the authors' own tests recorded on 2026-09-08: github.com/neel-dey/anatomix at
+# f68a57aba81792eeb4d075ef7b2132eb5cd898e3, anatomix/registration/tests/results/environment.json.
 PUBLISHED = {
-    "anatomix": Published("neeldey/anatomix", "anatomix.pth", ANATOMIX),
-    "anatomix-dev": Published("neeldey/anatomix", "anatomix-dev.pth", ANATOMIX_DEV),
+    "anatomix": Published("anatomix.pth", ANATOMIX, "1365d7b6e44d3d9b8b5e69f1b04dba1d6dd74920ae432aa4e53632f217aad1b9"),
+    "anatomix-dev": Published(
+        "anatomix-dev.pth", ANATOMIX_DEV, "7631a4254e5ab8276d192cf93c5be49b62637e3a2c856326ee54244d6b4ea23d"
+    ),
 }
 
 
@@ -71,7 +77,7 @@ def find_encoder(name_or_path: str) -> Path:
     found = installed().get(check_name(name_or_path))
     if found is not None:
         return found
-    fetching = f"; fetch it with: dropgen-rt encoders fetch {name_or_path} --sha256 DIGEST"
+    fetching = f"; fetch it with: dropgen-rt encoders fetch {name_or_path}"
     step = fetching if name_or_path in PUBLISHED else ""
     raise MissingModelError(f"no encoder named {name_or_path!r}; at hand are: {', '.join(installed()) or 'none'}{step}")
 
@@ -99,7 +105,7 @@ def describe() -> Iterator[str]:
             f"sha256 {_digest(path)[:12]}, {path}{mark}"
         )
     for name in sorted(set(PUBLISHED) - set(at_hand)):
-        yield f"{name}: not at hand; dropgen-rt encoders fetch {name} --sha256 DIGEST"
+        yield f"{name}: not at hand; dropgen-rt encoders fetch {name}"
 
 
 def add(file: Path, name: str | None = None, source: str = "") -> Path:
@@ -138,22 +144,24 @@ def read_any(file: Path) -> tuple[UNet, dict, bool]:
     raise ModelError(f"{file}: a state dict of another network; accepted are those of {', '.join(PUBLISHED)}")
 
 
-def fetch(name: str, sha256: str | None) -> Path:
+def fetch(name: str, sha256: str | None = None) -> Path:
     """Download a published encoder, check its digest, install it; returns its file.
 
-    ``sha256`` pins the file where this version does not know its digest. Raises UsageError without one,
-    ResourceError offline, ModelError if the digest differs.
+    ``sha256`` takes the hub's newest file instead of the pinned revision's, and says what it must be. Raises
+    UsageError for another name or a malformed digest, ResourceError offline, ModelError if the digest differs.
     """
     if name not in PUBLISHED:
         raise UsageError(
             f"encoder {name!r}: known on the hub are {', '.join(PUBLISHED)}; add another with: encoders add"
         )
     published = PUBLISHED[name]
-    pinned = (sha256 or published.sha256 or "").lower()
+    if sha256 is not None:
+        published = replace(published, revision="main", sha256=sha256.lower())
+    pinned = published.sha256
     if len(pinned) != 64 or not set(pinned) <= set("0123456789abcdef"):
         raise UsageError(
-            f"encoder {name!r}: nothing is downloaded unpinned; give --sha256 with the 64 digits that "
-            f"{HUB}/{published.repository} shows for {published.file}"
+            f"--sha256 {sha256}: not a digest; give the 64 digits that {HUB}/{published.repository} shows for "
+            f"{published.file}, or leave it out for the pinned one"
         )
     made_folder(folder())
     with atomic_path(folder() / f".{published.file}") as temporary:

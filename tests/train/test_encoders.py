@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,12 +21,15 @@ from dropgen_rt.train.network import ANATOMIX, UNet
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A state dict with the published layout, its keys prefixed as torch.compile leaves them."""
+    """State dicts of the published layout, keys prefixed as torch.compile leaves them: the newest, and the pinned."""
     torch.manual_seed(3)
     state = {f"_orig_mod.{key}": value for key, value in UNet(ANATOMIX).state_dict().items()}
-    path = tmp_path / "hub" / "neeldey" / "anatomix" / "resolve" / "main" / "anatomix.pth"
-    path.parent.mkdir(parents=True)
-    torch.save(state, path)
+    resolve = tmp_path / "hub" / "neeldey" / "anatomix" / "resolve"
+    for revision in (encoders.PUBLISHED["anatomix"].revision, "main"):
+        path = resolve / revision / "anatomix.pth"
+        path.parent.mkdir(parents=True)
+        torch.save(state, path)
+        state = {key: value + 1 for key, value in state.items()}
     return path
 
 
@@ -88,20 +92,36 @@ def test_an_own_encoder_is_added_under_a_name(encoder: Path) -> None:
 
 
 def test_fetching_needs_the_right_digest(hub: Path) -> None:
-    refused = command("fetch", "anatomix")
-    assert refused.exit_code == 2 and "nothing is downloaded unpinned; give --sha256" in refused.stderr
     wrong = command("fetch", "anatomix", "--sha256", "0" * 64)
     assert wrong.exit_code == 4 and "pinned is 0000" in wrong.stderr
     assert not list(encoders.folder().iterdir())
-    right = command("fetch", "anatomix", "--sha256", digest(hub))
+    right = command("fetch", "anatomix", "--sha256", digest(hub).upper())
     assert (right.exit_code, right.output) == (0, f"wrote {encoders.folder() / 'anatomix.pt'}\n")
     assert [path.name for path in encoders.folder().iterdir()] == ["anatomix.pt"]
     assert load_encoder(encoders.find_encoder("anatomix")).config == ANATOMIX
 
 
+@pytest.mark.parametrize("given", ["", "abc", "g" * 64])
+def test_no_digest_is_refused_before_anything_is_fetched(hub: Path, given: str) -> None:
+    refused = command("fetch", "anatomix", "--sha256", given)
+    assert refused.exit_code == 2 and f"--sha256 {given}: not a digest; give the 64 digits" in refused.stderr
+
+
+def test_without_a_digest_the_pinned_revision_is_fetched(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = encoders.PUBLISHED["anatomix"]
+    tampered = command("fetch", "anatomix")
+    assert tampered.exit_code == 4 and f"pinned is {known.sha256}; it was not installed" in tampered.stderr
+    pinned = hub.parents[1] / known.revision / hub.name
+    monkeypatch.setitem(encoders.PUBLISHED, "anatomix", replace(known, sha256=digest(pinned)))
+    assert command("fetch", "anatomix").exit_code == 0
+    found = load_encoder(encoders.find_encoder("anatomix")).state_dict()
+    for key, value in torch.load(pinned, weights_only=True).items():
+        assert torch.equal(found[key.removeprefix("_orig_mod.")], value)
+
+
 def test_offline_one_line_says_what_to_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(encoders.HUB_VARIABLE, "http://127.0.0.1:9")  # the discard port: nobody answers
-    result = command("fetch", "anatomix-dev", "--sha256", "a" * 64)
+    result = command("fetch", "anatomix-dev")
     assert result.exit_code == 6 and result.stderr.count("\n") == 1
     assert "copy it here, and run: dropgen-rt encoders add anatomix-dev.pth --name anatomix-dev" in result.stderr
 
@@ -110,5 +130,5 @@ def test_names_that_are_nowhere() -> None:
     with pytest.raises(MissingModelError, match="fetch it with: dropgen-rt encoders fetch anatomix"):
         encoders.find_encoder("anatomix")
     with pytest.raises(UsageError, match="known on the hub are anatomix, anatomix-dev"):
-        encoders.fetch("resnet", None)
+        encoders.fetch("resnet")
     assert encoders.encoder_for("erm", None) is None
