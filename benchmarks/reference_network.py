@@ -1,6 +1,7 @@
 """The data of the full-size network that ``dropgen-rt bench`` is to time: heads at 1 mm, large parts of the brain.
 
-    python benchmarks/reference_network.py LABEL_MAPS DATA [--labels two|brain] [--strip SHARE]
+    python benchmarks/reference_network.py LABEL_MAPS DATA [--labels two|brain] [--strip SHARE] [--t1 SHARE]
+        [--severity S] [--anywhere SHARE] [--keep-fluid]
     dropgen-rt train DATA --out RUN --drop 0.25 --width 20 --levels 5 --batch 2 --window 64 64 64 --spacing-mm 1 1 1 \
         --learning-rate 0.0007 --validate-every 700 --steps 1400 --precision bf16
     dropgen-rt export RUN/best.pt -o reference.onnx --window 96 96 96 --golden SCAN
@@ -39,6 +40,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--labels", choices=["two", "brain"], default="two")
     parser.add_argument("--strip", type=float, default=0.5, help="Share of heads without skull.")
+    parser.add_argument("--t1", type=float, default=0.8, help="Share of heads painted as a T1.")
+    parser.add_argument("--severity", type=float, default=0.5, help="Of deformation and corruption, 0 to 1.")
+    parser.add_argument("--anywhere", type=float, default=0.0, help="Share of crops that may hold no head.")
+    parser.add_argument("--keep-fluid", action="store_true", help="Stripping never takes the fluid around the brain.")
     arguments = parser.parse_args()
     maps = sorted(arguments.label_maps.glob("training_seg_*.nii.gz"))
     for folder, some in (("labelsTr", maps[:-HELD_OUT]), ("labelsVal", maps[-HELD_OUT : 1 - HELD_OUT])):
@@ -46,7 +51,7 @@ def main() -> None:
         for path in some:
             shutil.copyfile(path, arguments.data / folder / path.name)
     (arguments.data / "dataset.json").write_text(json.dumps(dataset(arguments.labels), indent=1), encoding="utf-8")
-    (arguments.data / "synthesis.toml").write_text(synthesis(arguments.strip), encoding="utf-8")
+    (arguments.data / "synthesis.toml").write_text(synthesis(arguments), encoding="utf-8")
     print(f"{arguments.data}: {len(maps) - HELD_OUT} label maps to train on, one to validate on")
 
 
@@ -64,12 +69,14 @@ def dataset(kind: str) -> dict:
     }
 
 
-def synthesis(strip: float) -> str:
+def synthesis(arguments: argparse.Namespace) -> str:
     """The demo model's painting, of some heads without skull, mostly as a T1."""
     painting = (BRAIN9 / "synthesis.toml").read_text(encoding="utf-8")
-    painting = re.sub(r"^strip = .*$", f"strip = {strip}", painting, flags=re.MULTILINE)
-    painting = re.sub(r"^severity = .*$", "severity = 0.5", painting, flags=re.MULTILINE)
-    return re.sub(r"^\[contrasts\]\n(.+\n)+", "[contrasts]\nt1 = 0.8\nrandom = 0.2\n", painting, flags=re.MULTILINE)
+    for name, value in (("strip", arguments.strip), ("severity", arguments.severity)):
+        painting = re.sub(rf"^{name} = .*$", f"{name} = {value}", painting, flags=re.MULTILINE)
+    contrasts = f"anywhere = {arguments.anywhere}\n\n[contrasts]\nt1 = {arguments.t1}\nrandom = {1 - arguments.t1:.3g}\n"
+    painting = re.sub(r"^\[contrasts\]\n(.+\n)+", contrasts, painting, flags=re.MULTILINE)
+    return re.sub(r"^fluid = \"fluid\"\n", "", painting, flags=re.MULTILINE) if arguments.keep_fluid else painting
 
 
 if __name__ == "__main__":

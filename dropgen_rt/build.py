@@ -192,7 +192,9 @@ def _flags(kind: Kind, precision: Precision, device: str) -> dict[str, str]:
     """What else of how an engine is built changes its answer."""
     if device != "cpu":
         return {"tf32": "off"}
-    return {"means": "axis by axis"} if (kind, precision) == ("openvino", "fp32") else {}
+    if kind != "openvino":
+        return {}
+    return {"upsampling": "folded"} | ({"means": "axis by axis"} if precision == "fp32" else {})
 
 
 def _host(kind: Kind, device: str, arch: tuple[str, ...]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def require(module: str, extra: str) -> None:
 @click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
 def train(
     data: Path, out: Path, preset: str, file: Path | None, assignments: tuple[str, ...], split: Path | None,
-    encoder: str | None, device: str, cache: Path | None, workers: int | None, init: Path | None, resume: bool,
+    device: str, cache: Path | None, workers: int | None, init: Path | None, resume: bool,
     **options: object,
 ) -> None:  # fmt: skip
     """Train a model on DATA (nnU-Net or Decathlon layout) into a run folder."""
@@ -68,7 +68,7 @@ def train(
         data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
         workers=workers, console=console, resume=resume,
     )  # fmt: skip
-    found = encoder_for(config.method, encoder)
+    found = encoder_for(config.method, config.encoder or None)
     with TrainingReport(out, config, resume, first) as report:
         best = run(
             data, out, config, found, resume, report, init, device, split=split, cache=cache,

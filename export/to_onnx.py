@@ -136,7 +136,8 @@ def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions,
         "intensity": content["intensity"],
         "training": {
             "dataset": content["dataset"]["name"],
-            "config": config,
+            # An encoder's folder is nobody's business but the trainer's.
+            "config": {**config, "encoder": Path(config.get("encoder", "")).name},
             "progress": content["progress"],
             "exported_by": f"dropgen-rt {dropgen_rt.__version__}",
         },

@@ -73,7 +73,8 @@ def test_the_runtime_never_imports_training_or_export():
 
 
 def test_engine_libraries_wait_until_an_engine_is_opened():
-    owners = {"openvino_engine.py": "openvino", "openvino_means.py": "openvino", "onnxruntime_engine.py": "onnxruntime"}
+    owners = {path.name: "openvino" for path in files("dropgen_rt") if path.name.startswith("openvino_")}
+    owners |= {"onnxruntime_engine.py": "onnxruntime"}
     for path in files("dropgen_rt"):
         own = owners.get(path.name, "")
         others = [name for name in ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx") if name != own]
@@ -104,7 +105,8 @@ def test_nothing_imports_the_command_line():
     ("package", "allowed"),
     [
         ("SimpleITK", {"dropgen_rt/volume.py", "dropgen_rt/surface.py"}),
-        ("openvino", {"dropgen_rt/engines/openvino_engine.py", "dropgen_rt/engines/openvino_means.py"}),
+        ("openvino", {"dropgen_rt/engines/openvino_engine.py", "dropgen_rt/engines/openvino_means.py", "dropgen_rt/engines/openvino_upsampling.py",
+                "dropgen_rt/engines/openvino_int8.py"}),
         ("PIL", {"dropgen_rt/picture.py"}),
         (
             "click",

@@ -77,3 +77,6 @@ LEVEL = 1 / 65535
 
 # Gradients of one convolution in bf16 against fp32, relative in the Euclidean norm: inputs and outputs keep eight bits.
 BF16_GRADIENT = 2e-2
+# A decoder's convolution with its upsampling folded in, float32, relative to the largest output: a thousand products in
+# another order.
+UPSAMPLED_CONVOLUTION = 1e-5

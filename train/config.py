@@ -62,6 +62,7 @@ class TrainConfig:
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (x, y, z)
     orientation: str = "LPS"
     method: Method = "dropgen"
+    encoder: str = ""  # name or file; empty takes the one in the package
     drop: float = 0.75
     width: int = 8  # paper: 20
     levels: int = 4  # paper: 5

@@ -233,6 +233,7 @@ def cosine(peak: float, step: int, steps: int) -> float:
 
 def _changed(before: dict, now: dict) -> str:
     """Names of the options that a resumed run must not change and that differ."""
+    before = TrainConfig().summary() | before  # an option that an older version did not know had its default
     names = sorted({*before, *now} - CHANGEABLE)
     return ", ".join(name for name in names if before.get(name) != now.get(name))
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dropgen_rt.engines.contract import Precision, in_batches
 from dropgen_rt.engines.openvino_means import sum_by_axes
+from dropgen_rt.engines.openvino_upsampling import convolve_before_upsampling
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError
 from dropgen_rt.model import Model
 
@@ -131,6 +132,7 @@ def _compile(model: Model, properties: dict[str, object], compiled: bytes | None
     if compiled is not None:
         return core.import_model(compiled, "CPU", properties)
     network = core.read_model(model.content)
+    convolve_before_upsampling(network)
     if properties["INFERENCE_PRECISION_HINT"] == HINTS["fp32"]:  # narrower types round more than the sums do
         sum_by_axes(network)
     return core.compile_model(network, "CPU", properties)

@@ -46,7 +46,12 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         "labels": [{"value": v, "name": f"part {v}", "colour": (9 * v, 0, 0)} for v in (1, 2)],
         "dataset": {"name": "test", "notice": "", "channels": ["MRI"]},
         "intensity": {"kind": "percentile", "lower": 1.0, "upper": 99.0},
-        "config": {"window": [16, 16, 16], "spacing_mm": [1.0, 1.0, 2.0], "orientation": "LPS"},
+        "config": {
+            "window": [16, 16, 16],
+            "spacing_mm": [1.0, 1.0, 2.0],
+            "orientation": "LPS",
+            "encoder": "/home/me/own.pt",
+        },
         "progress": {"step": 1, "validation_dice": [0.5, 0.5]},
     }
     checkpoint.save(tmp_path / "best.pt", content)
@@ -77,6 +82,7 @@ def test_export_writes_a_model_that_explains_itself(trained: Path, tmp_path: Pat
     assert manifest.spacing_mm == (1.0, 1.0, 2.0)
     assert manifest.intensity.lower == 1.0
     assert manifest.training["dataset"] == "test"
+    assert manifest.training["config"]["encoder"] == "own.pt"
     graph = onnx.load(tmp_path / "m.onnx").graph
     operators = Counter(node.op_type for node in graph.node)
     assert operators["InstanceNormalization"] == 1

@@ -64,13 +64,17 @@ def test_a_run_folder(balls: Path, tmp_path: Path) -> None:
     assert config.augment.noise == 0.01 and config.summary() == load_network(out / "best.pt")[1]["config"]
 
 
-def test_a_run_is_repeated_from_its_config(balls: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["erm", "concat"])
+def test_a_run_is_repeated_from_its_config(balls: Path, encoder: Path, tmp_path: Path, method: str) -> None:
     small = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu"]
-    assert command("train", balls, "--out", tmp_path / "a", "--method", "erm", *small).exit_code == 0
+    own = [] if method == "erm" else ["--encoder", encoder]  # four features wide, unlike the package's
+    assert command("train", balls, "--out", tmp_path / "a", "--method", method, *own, *small).exit_code == 0
     again = command(
         "train", balls, "--out", tmp_path / "b", "--config", tmp_path / "a" / "config.toml", "--device", "cpu"
     )
     assert again.exit_code == 0, again.output
+    resumed = command("train", balls, "--out", tmp_path / "a", "--resume", "--device", "cpu")
+    assert resumed.exit_code == 0, resumed.output
     first, second = (load_network(tmp_path / name / "last.pt")[0].state_dict() for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
 

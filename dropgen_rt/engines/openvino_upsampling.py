@@ -1,0 +1,109 @@
+"""Decoders that never compute on upsampled volumes, in OpenVINO.
+
+A U-Net's decoder joins a skip with an upsampled coarse volume and convolves both. Nearest upsampling repeats each
+coarse voxel eight times, so a kernel of 27 taps over it sees at most eight coarse voxels, and sums of its taps do: what
+is left is a transposed convolution of stride two, with 8 products per voxel and channel instead of 27. Two thirds of
+such a convolution's channels are upsampled ones: more than a fifth of the whole network's products fall away, and with
+them the copies of upsampling and concatenation. The result is the same but for the order of its sums.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from openvino import Model, Node, Output
+from openvino import opset13 as ops
+
+SCALES = [1, 1, 2, 2, 2]
+ONES, TWOS = [1, 1, 1], [2, 2, 2]
+KERNEL = (3, 3, 3)
+
+
+def convolve_before_upsampling(network: Model) -> int:
+    """Replace every convolution over a skip and an upsampled volume. Changes ``network``; returns how many it replaced.
+
+    Only kernels of three with zeros around and nearest upsampling by two are: all that this project's own networks
+    have. Others stay as they are.
+    """
+    replaced = 0
+    for node in network.get_ordered_ops():
+        joined = node.input_value(0).get_node() if _convolves(node) else None
+        if joined is None or not _joins_two(joined):
+            continue
+        skip, upsampled = joined.input_value(0), joined.input_value(1).get_node()
+        kernel = constant(node.input_value(1))
+        if kernel is not None and _repeats(upsampled):
+            split = skip.get_partial_shape()[1].get_length()
+            fine = ops.convolution(skip, kernel[:, :split].copy(), ONES, ONES, ONES, ONES)
+            coarse = ops.convolution_backprop_data(
+                upsampled.input_value(0), transposed(kernel[:, split:]), TWOS, pads_begin=ONES, pads_end=ONES
+            )
+            node.output(0).replace(ops.add(coarse, fine).output(0))
+            replaced += 1
+    return replaced
+
+
+def transposed(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The kernel (inputs, outputs, 4, 4, 4) of the transposed convolution, stride 2 and one voxel cut off all round.
+
+    It does what nearest upsampling by two and then ``kernel`` (outputs, inputs, 3, 3, 3) do. Along an axis a coarse
+    voxel i is the fine ones 2i and 2i + 1, so tap t of the kernel takes it to the outputs 2i + 1 - t and 2i + 2 - t.
+    """
+    for axis in (2, 3, 4):
+        flipped = np.flip(kernel, axis)
+        none = [(0, 0)] * kernel.ndim
+        first, second = none.copy(), none.copy()
+        first[axis], second[axis] = (0, 1), (1, 0)
+        kernel = np.pad(flipped, first) + np.pad(flipped, second)
+    return np.ascontiguousarray(kernel.swapaxes(0, 1))
+
+
+def constant(output: Output) -> NDArray[np.float32] | None:
+    """The value of a kernel as it is stored: plain, narrower with a conversion, or times a scale. None if it is not."""
+    node = output.get_node()
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return np.asarray(node.data, np.float32)
+    if kind == "Convert":
+        return constant(node.input_value(0))
+    if kind == "Multiply":
+        factors = [constant(value) for value in node.input_values()]
+        return None if any(factor is None for factor in factors) else np.multiply(*factors)
+    return None
+
+
+def _convolves(node: Node) -> bool:
+    if node.get_type_name() != "Convolution":
+        return False
+    given, shape = node.get_attributes(), node.input_value(1).get_partial_shape()
+    return (
+        all(given[name] == ONES for name in ("strides", "dilations", "pads_begin", "pads_end"))
+        and given["auto_pad"] == "explicit"
+        and shape.is_static
+        and tuple(shape.to_shape())[2:] == KERNEL
+    )
+
+
+def _joins_two(node: Node) -> bool:
+    """Two volumes, one after the other along the channels, of which the first one's number is known."""
+    return (
+        node.get_type_name() == "Concat"
+        and node.get_attributes()["axis"] == 1
+        and node.get_input_size() == 2
+        and node.input_value(0).get_partial_shape()[1].is_static
+    )
+
+
+def _repeats(node: Node) -> bool:
+    """Whether a node gives every voxel twice along z, y and x."""
+    if node.get_type_name() != "Interpolate":
+        return False
+    given, scales = node.get_attributes(), node.input_value(1).get_node()
+    expected = {
+        "mode": "nearest", "shape_calculation_mode": "scales", "coordinate_transformation_mode": "asymmetric",
+        "nearest_mode": "floor",
+    }  # fmt: skip
+    return (
+        all(given[name] == value for name, value in expected.items())
+        and not any([*given["pads_begin"], *given["pads_end"]])
+        and scales.get_type_name() == "Constant"
+        and scales.data.tolist() == SCALES
+    )
