@@ -14,7 +14,7 @@ in less than an hour on two cores; thin structures lose more to any shortcut (do
 
 The network of bench.json and overlap_brain.json went on from the two-label one with ``--labels brain``: its last layer
 cut to background and brain, window 96 96 96, batch 1; 500 steps of 1000 planned at 0.0005 with --strip 0.1, then 580 at
-0.0004 with --strip 0.6, both with severity 0.3 and nine heads of ten as a T1 in synthesis.toml.
+0.0004 with --strip 0.6, both with --severity 0.3 --t1 0.9.
 """
 
 import argparse
@@ -74,8 +74,9 @@ def synthesis(arguments: argparse.Namespace) -> str:
     painting = (BRAIN9 / "synthesis.toml").read_text(encoding="utf-8")
     for name, value in (("strip", arguments.strip), ("severity", arguments.severity)):
         painting = re.sub(rf"^{name} = .*$", f"{name} = {value}", painting, flags=re.MULTILINE)
-    contrasts = f"anywhere = {arguments.anywhere}\n\n[contrasts]\nt1 = {arguments.t1}\nrandom = {1 - arguments.t1:.3g}\n"
-    painting = re.sub(r"^\[contrasts\]\n(.+\n)+", contrasts, painting, flags=re.MULTILINE)
+    shares = f"[contrasts]\nt1 = {arguments.t1}\nrandom = {1 - arguments.t1:.3g}\n"
+    head = f"anywhere = {arguments.anywhere}\n\n"
+    painting = re.sub(r"^\[contrasts\]\n(.+\n)+", head + shares, painting, flags=re.MULTILINE)
     return re.sub(r"^fluid = \"fluid\"\n", "", painting, flags=re.MULTILINE) if arguments.keep_fluid else painting
 
 

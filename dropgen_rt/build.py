@@ -10,7 +10,7 @@ from pathlib import Path
 from dropgen_rt.engine_files import EngineRecord, now, runtime_cache, save, supersede, sweep
 from dropgen_rt.engines.choose import Choice, choose, create
 from dropgen_rt.engines.contract import Engine, Kind, Precision
-from dropgen_rt.errors import EngineError, ModelError, UsageError, VerificationError
+from dropgen_rt.errors import EngineError, ModelError, PrecisionError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
 from dropgen_rt.model import Model, read_model
 from dropgen_rt.store import check_name, install, lock
@@ -89,10 +89,16 @@ def _climb(
     A narrow precision is not chosen by itself where the gate could not judge every label.
     """
     for place, precision in enumerate(choice.precisions):
-        record, content, report = _make(model, choice.kind, precision, choice.device, batch, options.threads, line)
+        last = place + 1 == len(choice.precisions)
+        try:
+            record, content, report = _make(model, choice.kind, precision, choice.device, batch, options.threads, line)
+        except PrecisionError as error:  # what the machine has, this network may have no use for
+            if last:
+                raise
+            line(f"{error}; trying {choice.precisions[place + 1]}")
+            continue
         for row in report.lines(model.manifest):
             line(row)
-        last = place + 1 == len(choice.precisions)
         if report.passed and (last or not report.unjudged):
             return record, content
         if not last:
@@ -194,7 +200,8 @@ def _flags(kind: Kind, precision: Precision, device: str) -> dict[str, str]:
         return {"tf32": "off"}
     if kind != "openvino":
         return {}
-    return {"upsampling": "folded"} | ({"means": "axis by axis"} if precision == "fp32" else {})
+    own = {"fp32": {"means": "axis by axis"}, "int8": {"steps": "by golden windows"}}
+    return {"upsampling": "folded"} | own.get(precision, {})
 
 
 def _host(kind: Kind, device: str, arch: tuple[str, ...]) -> dict[str, str]:

@@ -28,7 +28,7 @@ AGAINST = ("monai", "torch", "nnunet")
 @click.option("--blend", type=click.Choice(BLENDS), help="Ours: how overlapping windows are weighed.")
 @click.option("--placement", type=click.Choice(PLACEMENTS), help="Ours: where windows lie.")
 @click.option("--window", metavar="SIZE", help="Ours: as for infer.")
-@click.option("--precision", help="Ours: auto, fp32 or bf16, past the installed engine and its gate.")
+@click.option("--precision", help="Ours: auto, fp32, bf16 or int8, past the installed engine and its gate.")
 @click.option("-o", "--out", type=FILE, help="Write the figures as JSON.")
 @click.option("--picture", type=FILE, help="Draw the times as bars, PNG.")
 def bench(

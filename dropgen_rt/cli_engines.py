@@ -6,7 +6,7 @@ import click
 
 FILE = click.Path(path_type=Path)
 ENGINES = ("auto", "openvino", "tensorrt", "rtx", "onnxruntime")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 
 
 @click.command("build-engine")

@@ -24,6 +24,7 @@ LIMITS = {
     "fp32": Limit(0.9999, 0.999, "only the order of sums differs: about 1e-6 of the logits' range, so only ties flip"),
     "fp16": Limit(0.998, 0.995, "11 bits of mantissa: about 1e-3 of the logits' range after some forty layers"),
     "bf16": Limit(0.998, 0.995, "8 bits of mantissa: about 1e-2 of the logits' range after some forty layers"),
+    "int8": Limit(0.998, 0.995, "256 steps for a layer: as fine as bf16 for large values, coarser for small ones"),
 }
 
 # Dice of fewer voxels than this is printed and not judged: at 0.995 one flipped voxel in 100 would fail.

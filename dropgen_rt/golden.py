@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from dropgen_rt.errors import ModelError
@@ -119,6 +120,14 @@ def _text(golden: Golden) -> str:
         step=np.int64(golden.step), source=np.str_(golden.source), referee=np.str_(golden.referee),
     )  # fmt: skip
     return base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def stored(content: bytes, manifest: Manifest) -> Golden | None:
+    """The golden windows inside a model file's ``content``; None where its manifest names none. Raises ModelError."""
+    if not manifest.golden_sha256:
+        return None
+    properties = {item.key: item.value for item in onnx.load_model_from_string(content).metadata_props}
+    return unpack(properties.get(GOLDEN_KEY, ""), manifest)
 
 
 def digest(text: str) -> str:

@@ -173,9 +173,19 @@ def _first_line(name: str) -> str:
 
 
 def cpu_name() -> str:
+    return _cpu_line("model name") or platform.processor()
+
+
+def cpu_has(*instructions: str) -> bool:
+    """Whether the CPU has any of these instruction sets, by Linux' names; unknown elsewhere, so False."""
+    return not set(instructions).isdisjoint(_cpu_line("flags").split())
+
+
+def _cpu_line(key: str) -> str:
+    """What Linux says of the first core; "" where it says nothing."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def cores() -> int:

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
-
 from dropgen_rt.engines.choose import create, open_engine
 from dropgen_rt.errors import VerificationError
 from dropgen_rt.gate import LIMITS, GateReport, judge
-from dropgen_rt.golden import GOLDEN_KEY, Golden, answered, synthetic_windows, unpack
+from dropgen_rt.golden import Golden, answered, stored, synthetic_windows
 from dropgen_rt.model import Model
 from dropgen_rt.survey import library_version
 
@@ -18,10 +16,7 @@ def golden_of(model: Model) -> Golden:
 
     Raises ModelError for golden windows that the manifest does not name.
     """
-    if model.manifest.golden_sha256:
-        properties = {item.key: item.value for item in onnx.load_model_from_string(model.content).metadata_props}
-        return unpack(properties.get(GOLDEN_KEY, ""), model.manifest)
-    return live_golden(model, None)
+    return stored(model.content, model.manifest) or live_golden(model, None)
 
 
 def live_golden(model: Model, stored: Golden | None) -> Golden:

@@ -105,8 +105,7 @@ def test_nothing_imports_the_command_line():
     ("package", "allowed"),
     [
         ("SimpleITK", {"dropgen_rt/volume.py", "dropgen_rt/surface.py"}),
-        ("openvino", {"dropgen_rt/engines/openvino_engine.py", "dropgen_rt/engines/openvino_means.py", "dropgen_rt/engines/openvino_upsampling.py",
-                "dropgen_rt/engines/openvino_int8.py"}),
+        ("openvino", {f"dropgen_rt/engines/openvino_{name}.py" for name in ("engine", "int8", "means", "upsampling")}),
         ("PIL", {"dropgen_rt/picture.py"}),
         (
             "click",

@@ -14,7 +14,7 @@ from dropgen_rt.build import BuildOptions, build
 from dropgen_rt.engine_files import open_installed, read_record, records
 from dropgen_rt.engines import open_engine
 from dropgen_rt.engines.openvino_engine import OpenVinoEngine
-from dropgen_rt.errors import EngineError, ModelError, UsageError, VerificationError
+from dropgen_rt.errors import EngineError, ModelError, PrecisionError, UsageError, VerificationError
 from dropgen_rt.model import read_model
 from dropgen_rt.store import default_name, object_path, open_named, remove
 
@@ -205,6 +205,20 @@ def test_auto_climbs_to_the_next_precision_and_says_so(model_file, wrong):
     assert "precision bf16 fails the gate; trying fp32" in lines
     assert any(line.startswith("gate: FAILED: label agreement") for line in lines)
     assert [item.precision for item in records()] == ["fp32"]
+
+
+def test_auto_passes_over_eight_bits_where_no_convolution_takes_them(model_file, monkeypatch):
+    from dropgen_rt.engines import choose, openvino_engine
+
+    monkeypatch.setattr(choose, "_precisions", lambda kind, device: ("int8", "fp32"))
+    monkeypatch.setattr(openvino_engine, "supported_precisions", lambda: ("int8", "fp32"))  # any CPU can run this test
+    lines = []
+    assert run(model_file, lines, precision="auto").precision == "fp32"
+    assert any(
+        line.startswith("precision int8: ") and line.endswith("another --precision; trying fp32") for line in lines
+    )
+    with pytest.raises(PrecisionError, match="none of this network's convolutions in eight bits"):
+        run(model_file, precision="int8")
 
 
 def test_auto_takes_no_narrow_precision_that_was_not_judged_for_every_label(model_file, wrong, monkeypatch):

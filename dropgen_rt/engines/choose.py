@@ -157,9 +157,9 @@ def open_engine(
     """Open ``model``: the engine that build-engine installed for it, else OpenVINO in fp32.
 
     ``device`` is "auto", "cpu" or "cuda:N". Naming ``engine`` or ``precision`` ("auto" takes the first that is offered,
-    without the gate) compiles anew, past what is installed. ``threads`` limits a CPU engine. Raises ResourceError for
-    a device or library that is not there, PrecisionError for a precision that it lacks, EngineError for an installed
-    engine that was altered, ModelError for a graph that it cannot compile.
+    without the gate, but never eight bits) compiles anew, past what is installed. ``threads`` limits a CPU engine.
+    Raises ResourceError for a device or library that is not there, PrecisionError for a precision that it lacks,
+    EngineError for an installed engine that was altered, ModelError for a graph that it cannot compile.
     """
     if engine is None and precision is None:
         from dropgen_rt.engine_files import open_installed
@@ -177,7 +177,8 @@ def open_engine(
     if engine is None and device == "auto":
         engine = "openvino"  # the engines of a GPU are built before they are opened
     choice = choose(engine or "auto", precision or "fp32", device)
-    return create(model, choice.kind, choice.precisions[0], choice.device, threads=threads)
+    first = next(item for item in choice.precisions if item != "int8" or precision == "int8")
+    return create(model, choice.kind, first, choice.device, threads=threads)
 
 
 def create(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Kind = Literal["openvino", "onnxruntime", "tensorrt", "rtx"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 

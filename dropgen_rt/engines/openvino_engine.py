@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the embedded default, in fp32 or bf16."""
+"""OpenVINO on the CPU: the embedded default, in fp32, bf16 or eight bits."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -8,22 +8,36 @@ import openvino
 from numpy.typing import NDArray
 
 from dropgen_rt.engines.contract import Precision, in_batches
+from dropgen_rt.engines.openvino_int8 import quantise
 from dropgen_rt.engines.openvino_means import sum_by_axes
 from dropgen_rt.engines.openvino_upsampling import convolve_before_upsampling
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError
+from dropgen_rt.golden import stored, synthetic_windows
 from dropgen_rt.model import Model
+from dropgen_rt.survey import cpu_has
 
 VERSION = openvino.__version__.split("-")[0]
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+EIGHT_BITS = {"i8", "u8"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
-_NEEDED = {"bf16": "AVX512-BF16 or AMX-BF16", "fp16": "AMX-FP16"}
+_NEEDED = {"bf16": "AVX512-BF16 or AMX-BF16", "fp16": "AMX-FP16", "int8": "AVX512-VNNI or AVX-VNNI"}
+# Linux' names of the instructions without which eight bits are hardly faster than fp32, and may overflow.
+_VNNI = ("avx512_vnni", "avx_vnni")
 
 
 def supported_precisions() -> tuple[Precision, ...]:
     """What this CPU computes in hardware, narrowest first; OpenVINO would emulate the rest, some 50 times slower."""
     offered = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     order: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
-    return tuple(precision for precision in order if _CAPABILITIES[precision] in offered)
+    eight: tuple[Precision, ...] = ("int8",) if "INT8" in offered and cpu_has(*_VNNI) else ()
+    return eight + tuple(precision for precision in order if _CAPABILITIES[precision] in offered)
+
+
+def hint(precision: Precision) -> str:
+    """What OpenVINO is told; of int8 the type of all that is not in eight bits."""
+    if precision != "int8":
+        return HINTS[precision]
+    return HINTS["bf16" if "bf16" in supported_precisions() else "fp32"]
 
 
 def cpu_name() -> str:
@@ -65,14 +79,14 @@ class OpenVinoEngine:
         self._largest_batch = model.manifest.largest_batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="openvino")
         properties: dict[str, object] = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "INFERENCE_PRECISION_HINT": hint(precision),
             "PERFORMANCE_HINT": "LATENCY",
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._compiled = self._thread.submit(_compile, model, properties, compiled).result()
+            self._compiled = self._thread.submit(_compile, model, precision, properties, compiled).result()
             self._request = self._compiled.create_infer_request()
             self._check_precision()
         except RuntimeError as error:
@@ -110,7 +124,13 @@ class OpenVinoEngine:
     def _check_precision(self) -> None:
         """Raises PrecisionError where OpenVINO runs convolutions in another precision than it was told to."""
         found = self.convolution_precisions()
-        if found - {HINTS[self.precision]}:
+        if self.precision == "int8":
+            if not found & EIGHT_BITS:
+                raise PrecisionError(
+                    f"precision int8: OpenVINO {VERSION} runs none of this network's convolutions in eight bits; "
+                    "choose another --precision"
+                )
+        elif found - {HINTS[self.precision]}:
             raise PrecisionError(
                 f"precision {self.precision}: OpenVINO {VERSION} runs convolutions in {', '.join(sorted(found))}; "
                 "choose another --precision"
@@ -127,14 +147,19 @@ class OpenVinoEngine:
         self.close()
 
 
-def _compile(model: Model, properties: dict[str, object], compiled: bytes | None) -> openvino.CompiledModel:
+def _compile(
+    model: Model, precision: Precision, properties: dict[str, object], compiled: bytes | None
+) -> openvino.CompiledModel:
     core = openvino.Core()
     if compiled is not None:
         return core.import_model(compiled, "CPU", properties)
     network = core.read_model(model.content)
     convolve_before_upsampling(network)
-    if properties["INFERENCE_PRECISION_HINT"] == HINTS["fp32"]:  # narrower types round more than the sums do
+    if precision == "fp32":  # narrower types round more than the sums do
         sum_by_axes(network)
+    if precision == "int8":
+        golden = stored(model.content, model.manifest)
+        quantise(network, synthetic_windows(model.manifest) if golden is None else golden.windows)
     return core.compile_model(network, "CPU", properties)
 
 

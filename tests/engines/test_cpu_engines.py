@@ -4,11 +4,12 @@ import numpy as np
 import onnx
 import pytest
 
-from dropgen_rt import open_named
+from dropgen_rt import open_engine, open_named
+from dropgen_rt.engines import openvino_engine
 from dropgen_rt.engines.choose import create
 from dropgen_rt.engines.contract import in_batches
 from dropgen_rt.engines.onnxruntime_engine import OnnxRuntimeEngine
-from dropgen_rt.engines.openvino_engine import HINTS, OpenVinoEngine, supported_precisions
+from dropgen_rt.engines.openvino_engine import EIGHT_BITS, OpenVinoEngine, hint, supported_precisions
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError, ResourceError
 from dropgen_rt.manifest import METADATA_KEY
 from dropgen_rt.model import model_of, read_model
@@ -43,16 +44,35 @@ def test_openvino_runs_every_convolution_in_the_precision_it_was_told(precision)
     packaged = open_named("brain9")
     with OpenVinoEngine(packaged, precision=precision) as engine:
         assert engine.precision == precision
-        assert engine.convolution_precisions() == {HINTS[precision]}
+        found = engine.convolution_precisions()
+        assert bool(found & EIGHT_BITS) == (precision == "int8") and found - EIGHT_BITS == {hint(precision)}
         kept = engine.serialised()
     with OpenVinoEngine(packaged, precision=precision, compiled=kept) as engine:
-        assert engine.convolution_precisions() == {HINTS[precision]}
+        assert engine.convolution_precisions() == found
+
+
+def test_eight_bits_are_not_taken_without_being_judged_or_named(model):
+    with open_engine(model, engine="openvino", precision="auto") as engine:
+        assert engine.precision == next(item for item in supported_precisions() if item != "int8")
 
 
 def test_openvino_that_runs_another_precision_is_refused(monkeypatch):
     monkeypatch.setattr(OpenVinoEngine, "convolution_precisions", lambda self: {"f32", "i8"})
     with pytest.raises(PrecisionError, match=r"precision fp32: OpenVINO .* runs convolutions in f32, i8"):
         OpenVinoEngine(open_named("brain9"))
+
+
+def test_eight_bits_where_no_convolution_takes_them_are_refused(model, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "supported_precisions", lambda: ("int8", "fp32"))  # any CPU can run this test
+    with pytest.raises(PrecisionError, match="runs none of this network's convolutions in eight bits; choose another"):
+        OpenVinoEngine(model, precision="int8")
+
+
+def test_eight_bits_where_the_cpu_has_none_are_refused(model, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "cpu_has", lambda *instructions: False)
+    assert "int8" not in supported_precisions()
+    with pytest.raises(PrecisionError, match=r"precision int8: this CPU .* has no AVX512-VNNI or AVX-VNNI"):
+        OpenVinoEngine(model, precision="int8")
 
 
 def test_a_compiled_network_that_is_none(model):
