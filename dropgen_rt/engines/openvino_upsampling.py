@@ -65,8 +65,8 @@ def constant(output: Output) -> NDArray[np.float32] | None:
     if kind == "Convert":
         return constant(node.input_value(0))
     if kind == "Multiply":
-        factors = [constant(value) for value in node.input_values()]
-        return None if any(factor is None for factor in factors) else np.multiply(*factors)
+        one, other = (constant(value) for value in node.input_values())
+        return None if one is None or other is None else np.multiply(one, other)
     return None
 
 
