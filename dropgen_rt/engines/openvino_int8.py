@@ -8,7 +8,7 @@ or pooled volume has the steps of the volume it was made of.
 
 import numpy as np
 from numpy.typing import NDArray
-from openvino import Core, Model, Node, Output
+from openvino import Core, Model, Node, Output, Type
 from openvino import opset13 as ops
 
 from dropgen_rt.engines.openvino_upsampling import constant
@@ -32,7 +32,7 @@ def quantise(network: Model, windows: NDArray[np.float32]) -> int:
     """
     chosen, tensors = [], {}
     for node in network.get_ordered_ops():
-        if node.get_type_name() in KERNEL_AXES and constant(node.input_value(1)) is not None:
+        if node.get_type_name() in KERNEL_AXES and _is_float(node) and constant(node.input_value(1)) is not None:
             seen = _tensors(node)
             if not any(tensor.get_node().get_type_name() in IMAGES for tensor in seen):
                 chosen.append(node)
@@ -46,6 +46,11 @@ def quantise(network: Model, windows: NDArray[np.float32]) -> int:
     for node in chosen:
         node.input(1).replace_source_output(_kernel_in_steps(node))
     return len(chosen)
+
+
+def _is_float(convolution: Node) -> bool:
+    """Typed graphs' convolutions keep the type that their exporter gave them."""
+    return bool(convolution.get_output_element_type(0) == Type.f32)
 
 
 def _tensors(convolution: Node) -> list[Output]:

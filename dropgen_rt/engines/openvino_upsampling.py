@@ -9,7 +9,7 @@ them the copies of upsampling and concatenation. The result is the same but for 
 
 import numpy as np
 from numpy.typing import NDArray
-from openvino import Model, Node, Output
+from openvino import Model, Node, Output, Type
 from openvino import opset13 as ops
 
 SCALES = [1, 1, 2, 2, 2]
@@ -20,8 +20,8 @@ KERNEL = (3, 3, 3)
 def convolve_before_upsampling(network: Model) -> int:
     """Replace every convolution over a skip and an upsampled volume. Changes ``network``; returns how many it replaced.
 
-    Only kernels of three with zeros around and nearest upsampling by two are: all that this project's own networks
-    have. Others stay as they are.
+    Only kernels of three with zeros around and nearest upsampling by two are, in float32: all that this project's own
+    networks have, but for the body of a typed graph. Others stay as they are.
     """
     replaced = 0
     for node in network.get_ordered_ops():
@@ -57,11 +57,15 @@ def transposed(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def constant(output: Output) -> NDArray[np.float32] | None:
-    """The value of a kernel as it is stored: plain, narrower with a conversion, or times a scale. None if it is not."""
+    """The value of a kernel as it is stored: plain, narrower with a conversion, or times a scale.
+
+    None for what is no constant, or of a type that NumPy does not know, such as the bfloat16 of typed graphs.
+    """
     node = output.get_node()
     kind = node.get_type_name()
     if kind == "Constant":
-        return np.asarray(node.data, np.float32)
+        known = output.get_element_type() in (Type.f32, Type.f16)
+        return np.asarray(node.data, np.float32) if known else None
     if kind == "Convert":
         return constant(node.input_value(0))
     if kind == "Multiply":
@@ -71,7 +75,7 @@ def constant(output: Output) -> NDArray[np.float32] | None:
 
 
 def _convolves(node: Node) -> bool:
-    if node.get_type_name() != "Convolution":
+    if node.get_type_name() != "Convolution" or node.get_output_element_type(0) != Type.f32:
         return False
     given, shape = node.get_attributes(), node.input_value(1).get_partial_shape()
     return (

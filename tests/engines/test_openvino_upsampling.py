@@ -108,6 +108,19 @@ def test_the_packaged_models_decoders_are_all_replaced():
     assert convolve_before_upsampling(network) == len(resizes) == 7
 
 
+@pytest.mark.parametrize("kind", [openvino.Type.f16, openvino.Type.bf16], ids=["f16", "bf16"])
+def test_the_body_of_a_typed_graph_is_left_alone(kind):
+    narrow = [ops.parameter([1, channels, edge, edge, edge], kind) for channels, edge in ((3, 8), (5, 4))]
+    upsampled = ops.interpolate(
+        narrow[1], np.array([1, 1, 2, 2, 2], np.float32), "nearest", "scales",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+    kernel = ops.convert(ops.constant(np.ones((4, 8, 3, 3, 3), np.float32)), kind.to_string())
+    convolved = ops.convolution(ops.concat([narrow[0], upsampled], 1), kernel, ONES, ONES, ONES, ONES)
+    assert convolve_before_upsampling(openvino.Model([convolved], narrow)) == 0
+    assert constant(openvino.op.Constant(openvino.Type.bf16, openvino.Shape([1]), [1.0]).output(0)) is None
+
+
 def test_what_is_no_constant_has_no_value():
     assert constant(ops.parameter([2], np.float32).output(0)) is None
     assert constant(ops.multiply(ops.parameter([2], np.float32), np.ones(2, np.float32)).output(0)) is None
