@@ -16,6 +16,8 @@ MARGIN_PX = 16
 LEGEND_PX = 300
 OPACITY = 0.5
 INK, PAPER = (235, 235, 235), (18, 18, 20)
+# Black and white come from about this many voxels, evenly spread: sorting all takes seconds and a second scan's room.
+SHADING_VOXELS = 2e6
 # Scale bars come in lengths that a reader can halve and double in the head.
 BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
 
@@ -35,18 +37,19 @@ _PLANES = (_Plane("axial", 0, False), _Plane("coronal", 1, True), _Plane("sagitt
 def draw(scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[LabelVolume, ...]) -> bytes:
     """A PNG file's bytes. ``scan`` (C, z, y, x) and ``labels`` (1, z, y, x) share one grid; channel 0 is shown."""
     geometry, change = scan.geometry.reoriented("LPS")
-    grey = _grey(change.apply(scan.array[0]))
+    image = change.apply(scan.array[0])
+    shades = _shades(image)
     marked = change.apply(labels.array[0])
     spacing = geometry.spacing_mm[::-1]  # z, y, x, as the arrays
     centre = _through_largest(marked, volumes)
-    scale = PANEL_PX / max(n * s for n, s in zip(grey.shape, spacing, strict=True))
+    scale = PANEL_PX / max(n * s for n, s in zip(image.shape, spacing, strict=True))
     width = 3 * (PANEL_PX + MARGIN_PX) + MARGIN_PX + LEGEND_PX
     canvas = Image.new("RGB", (width, PANEL_PX + 3 * MARGIN_PX + 24), PAPER)
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=14)
     for index, plane in enumerate(_PLANES):
-        tile = _tile(grey, marked, plane, centre[plane.axis], names)
-        rows, columns = (spacing[axis] * grey.shape[axis] for axis in range(3) if axis != plane.axis)
+        tile = _tile(image, shades, marked, plane, centre[plane.axis], names)
+        rows, columns = (spacing[axis] * image.shape[axis] for axis in range(3) if axis != plane.axis)
         size = (max(round(columns * scale), 1), max(round(rows * scale), 1))
         left = MARGIN_PX + index * (PANEL_PX + MARGIN_PX)
         picture = Image.fromarray(tile).resize(size, Image.Resampling.BICUBIC)
@@ -61,12 +64,18 @@ def draw(scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[
     return buffer.getvalue()
 
 
-def _grey(array: NDArray[np.float32]) -> NDArray[np.uint8]:
-    low, high = np.percentile(array, [0.5, 99.5])
+def _shades(image: NDArray[np.floating | np.integer]) -> tuple[float, float]:
+    """What is black, and how far from it white is."""
+    step = max(round((image.size / SHADING_VOXELS) ** (1 / 3)), 1)
+    low, high = np.percentile(image[::step, ::step, ::step], [0.5, 99.5])
     if low == high:
-        low, high = array.min(), array.max()
-    span = float(high - low) or 1.0  # a constant scan is black
-    return (np.clip((array - low) / span, 0, 1) * 255).astype(np.uint8)
+        low, high = image.min(), image.max()
+    return float(low), float(high - low) or 1.0  # a constant scan is black
+
+
+def _grey(values: NDArray[np.floating | np.integer], shades: tuple[float, float]) -> NDArray[np.uint8]:
+    black, span = shades
+    return (np.clip((values.astype(np.float64) - black) / span, 0, 1) * 255).astype(np.uint8)
 
 
 def _through_largest(marked: NDArray[np.integer], volumes: tuple[LabelVolume, ...]) -> tuple[int, int, int]:
@@ -75,15 +84,22 @@ def _through_largest(marked: NDArray[np.integer], volumes: tuple[LabelVolume, ..
     if not largest.voxels:
         z, y, x = (size // 2 for size in marked.shape)
         return z, y, x
-    z, y, x = (int(np.mean(places)) for places in np.nonzero(marked == largest.value))
+    counts = [np.zeros(size, np.int64) for size in marked.shape]
+    for z, plane in enumerate(marked):  # one at a time: of all voxels, places alone would be larger than the scan
+        inside = plane == largest.value
+        counts[0][z] = inside.sum()
+        counts[1] += inside.sum(1)
+        counts[2] += inside.sum(0)
+    z, y, x = (int(count @ np.arange(count.size) / count.sum()) for count in counts)
     return z, y, x
 
 
 def _tile(
-    grey: NDArray[np.uint8], marked: NDArray[np.integer], plane: _Plane, index: int, names: tuple[Label, ...]
-) -> NDArray[np.uint8]:
+    image: NDArray[np.floating | np.integer], shades: tuple[float, float], marked: NDArray[np.integer], plane: _Plane,
+    index: int, names: tuple[Label, ...],
+) -> NDArray[np.uint8]:  # fmt: skip
     """(rows, columns, 3) uint8: a grey slice under its labels' colours."""
-    base = np.take(grey, index, plane.axis)[..., None].repeat(3, axis=-1).astype(np.float32)
+    base = _grey(np.take(image, index, plane.axis), shades)[..., None].repeat(3, axis=-1).astype(np.float32)
     values = np.take(marked, index, plane.axis)
     colours = np.array([(0, 0, 0), *(label.colour for label in names)], np.float32)
     strength = np.where(values > 0, OPACITY, 0.0)[..., None]
@@ -130,7 +146,8 @@ def mosaic(
     ``labels`` (1, z, y, x) share one grid.
     """
     geometry, change = scan.geometry.reoriented("LPS")
-    grey, marked = _grey(change.apply(scan.array[0])), change.apply(labels.array[0])
+    image, marked = change.apply(scan.array[0]), change.apply(labels.array[0])
+    shades = _shades(image)
     plane = next(plane for plane in _PLANES if plane.axis == 2 - change.order.index(2))
     within = tuple(axis for axis in range(3) if axis != plane.axis)
     filled = np.flatnonzero(marked.any(axis=within))
@@ -143,10 +160,10 @@ def mosaic(
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     pen.text((MARGIN_PX, MARGIN_PX // 2), heading, INK, font)
     spacing = geometry.spacing_mm[::-1]  # z, y, x, as the arrays
-    extent = np.array([grey.shape[axis] * spacing[axis] for axis in reversed(within)])
+    extent = np.array([image.shape[axis] * spacing[axis] for axis in reversed(within)])
     width, height = (int(n) for n in np.maximum((extent * (edge - 4) / extent.max()).round(), 1))
     for place, index in enumerate(shown[::-1] if plane.name == "axial" else shown):  # from the head down
-        tile = Image.fromarray(_tile(grey, marked, plane, int(index), names))
+        tile = Image.fromarray(_tile(image, shades, marked, plane, int(index), names))
         left, upper = place % columns * edge, top + place // columns * edge
         canvas.paste(tile.resize((width, height), Image.Resampling.BICUBIC), (left, upper))
         if plane.name != "sagittal":

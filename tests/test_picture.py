@@ -1,6 +1,7 @@
 """The picture of a result: a PNG with the labels' colours in it, patient's left on the right, head up."""
 
 import io
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -111,6 +112,19 @@ def test_more_labels_than_the_legend_has_room_for():
     names = tuple(Label(value, f"part {value}", (value, 255 - value, 7)) for value in range(1, 60))
     pixels = picture(*scene(box=np.s_[5:9, 5:9, 5:9]), names)
     assert has(pixels, names[0].colour) and not has(pixels[:, -LEGEND_PX:], names[-1].colour)
+
+
+def test_a_large_scan_is_drawn_in_less_room_than_its_own():
+    """The peak that is predicted before a scan starts has no room for copies of it here."""
+    edge = 256
+    grey = np.zeros((1, edge, edge, edge), np.float32)
+    scan, labels = scene((edge, edge, edge), box=(slice(60, 200), slice(40, 90), slice(100, 220)), grey=grey)
+    volumes = label_volumes(labels.array, labels.geometry, NAMES)
+    tracemalloc.start()
+    draw(scan, labels, NAMES, volumes)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.5 * grey.nbytes
 
 
 def test_the_same_result_gives_the_same_bytes():
