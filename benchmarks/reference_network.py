@@ -1,7 +1,7 @@
 """The data of the full-size network that ``dropgen-rt bench`` is to time: heads at 1 mm, large parts of the brain.
 
-    python benchmarks/reference_network.py LABEL_MAPS DATA [--labels two|brain] [--strip SHARE] [--t1 SHARE]
-        [--severity S] [--anywhere SHARE] [--keep-fluid]
+    python benchmarks/reference_network.py LABEL_MAPS DATA [--labels two|brain] [--strip SHARE] [--t1 SHARE] \
+        [--severity S]
     dropgen-rt train DATA --out RUN --drop 0.25 --width 20 --levels 5 --batch 2 --window 64 64 64 --spacing-mm 1 1 1 \
         --learning-rate 0.0007 --validate-every 700 --steps 1400 --precision bf16
     dropgen-rt export RUN/best.pt -o reference.onnx --window 96 96 96 --golden SCAN
@@ -42,8 +42,6 @@ def main() -> None:
     parser.add_argument("--strip", type=float, default=0.5, help="Share of heads without skull.")
     parser.add_argument("--t1", type=float, default=0.8, help="Share of heads painted as a T1.")
     parser.add_argument("--severity", type=float, default=0.5, help="Of deformation and corruption, 0 to 1.")
-    parser.add_argument("--anywhere", type=float, default=0.0, help="Share of crops that may hold no head.")
-    parser.add_argument("--keep-fluid", action="store_true", help="Stripping never takes the fluid around the brain.")
     arguments = parser.parse_args()
     maps = sorted(arguments.label_maps.glob("training_seg_*.nii.gz"))
     for folder, some in (("labelsTr", maps[:-HELD_OUT]), ("labelsVal", maps[-HELD_OUT : 1 - HELD_OUT])):
@@ -75,9 +73,7 @@ def synthesis(arguments: argparse.Namespace) -> str:
     for name, value in (("strip", arguments.strip), ("severity", arguments.severity)):
         painting = re.sub(rf"^{name} = .*$", f"{name} = {value}", painting, flags=re.MULTILINE)
     shares = f"[contrasts]\nt1 = {arguments.t1}\nrandom = {1 - arguments.t1:.3g}\n"
-    head = f"anywhere = {arguments.anywhere}\n\n"
-    painting = re.sub(r"^\[contrasts\]\n(.+\n)+", head + shares, painting, flags=re.MULTILINE)
-    return re.sub(r"^fluid = \"fluid\"\n", "", painting, flags=re.MULTILINE) if arguments.keep_fluid else painting
+    return re.sub(r"^\[contrasts\]\n(.+\n)+", shares, painting, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

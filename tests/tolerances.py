@@ -77,6 +77,11 @@ LEVEL = 1 / 65535
 
 # Gradients of one convolution in bf16 against fp32, relative in the Euclidean norm: inputs and outputs keep eight bits.
 BF16_GRADIENT = 2e-2
+
+# Golden windows of a real head in eight bits against fp32, root mean square, relative to the logits' range: half of one
+# of 256 steps, grown over some forty layers.
+EIGHT_BIT_LOGITS = 2e-2
+
 # A decoder's convolution with its upsampling folded in, float32, relative to the largest output: a thousand products in
 # another order.
 UPSAMPLED_CONVOLUTION = 1e-5

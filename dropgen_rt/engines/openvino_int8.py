@@ -32,10 +32,11 @@ def quantise(network: Model, windows: NDArray[np.float32]) -> int:
     """
     chosen, tensors = [], {}
     for node in network.get_ordered_ops():
-        if node.get_type_name() in KERNEL_AXES and _is_float(node) and constant(node.input_value(1)) is not None:
+        kernel = constant(node.input_value(1)) if node.get_type_name() in KERNEL_AXES and _is_float(node) else None
+        if kernel is not None:
             seen = _tensors(node)
             if not any(tensor.get_node().get_type_name() in IMAGES for tensor in seen):
-                chosen.append(node)
+                chosen.append((node, kernel))
                 tensors.update({_name(tensor): tensor for tensor in seen})
     ranges = _ranges(network, list(tensors.values()), windows)
     for tensor, (low, high) in zip(tensors.values(), ranges, strict=True):
@@ -43,8 +44,8 @@ def quantise(network: Model, windows: NDArray[np.float32]) -> int:
         stepped = _in_steps(tensor, low, high).output(0)
         for reader in readers:
             reader.replace_source_output(stepped)
-    for node in chosen:
-        node.input(1).replace_source_output(_kernel_in_steps(node))
+    for node, kernel in chosen:
+        node.input(1).replace_source_output(_kernel_in_steps(kernel, KERNEL_AXES[node.get_type_name()]))
     return len(chosen)
 
 
@@ -96,9 +97,7 @@ def _in_steps(tensor: Output, low: float, high: float) -> Node:
     return ops.fake_quantize(tensor, first, last, first, last, STEPS)
 
 
-def _kernel_in_steps(convolution: Node) -> Output:
-    kernel = constant(convolution.input_value(1))
-    assert kernel is not None  # or it would not have been chosen
-    top = np.abs(kernel).max(KERNEL_AXES[convolution.get_type_name()], keepdims=True)
+def _kernel_in_steps(kernel: NDArray[np.float32], axes: tuple[int, ...]) -> Output:
+    top = np.abs(kernel).max(axes, keepdims=True)
     top[top == 0] = 1
     return ops.fake_quantize(ops.constant(kernel), -top, top, -top, top, EVEN_STEPS).output(0)

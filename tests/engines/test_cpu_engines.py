@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from tolerances import EIGHT_BIT_LOGITS
 
 from dropgen_rt import open_engine, open_named
 from dropgen_rt.engines import openvino_engine
@@ -11,8 +12,10 @@ from dropgen_rt.engines.contract import in_batches
 from dropgen_rt.engines.onnxruntime_engine import OnnxRuntimeEngine
 from dropgen_rt.engines.openvino_engine import EIGHT_BITS, OpenVinoEngine, hint, supported_precisions
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError, ResourceError
+from dropgen_rt.gate import judge
 from dropgen_rt.manifest import METADATA_KEY
 from dropgen_rt.model import model_of, read_model
+from dropgen_rt.verify import golden_of
 
 KINDS = ("openvino", "onnxruntime")
 
@@ -49,6 +52,15 @@ def test_openvino_runs_every_convolution_in_the_precision_it_was_told(precision)
         kept = engine.serialised()
     with OpenVinoEngine(packaged, precision=precision, compiled=kept) as engine:
         assert engine.convolution_precisions() == found
+
+
+@pytest.mark.parametrize("precision", [item for item in supported_precisions() if item == "int8"])
+def test_eight_bits_give_the_logits_of_a_real_head(precision):
+    """Runs where the CPU has VNNI; elsewhere tests/engines/test_openvino_int8.py holds the same steps in float32."""
+    packaged = open_named("brain9")
+    golden = golden_of(packaged)
+    with OpenVinoEngine(packaged, precision=precision) as engine:
+        assert 0 < judge(engine, golden, packaged.manifest).rms_error < EIGHT_BIT_LOGITS
 
 
 def test_eight_bits_are_not_taken_without_being_judged_or_named(model):
