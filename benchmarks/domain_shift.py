@@ -137,6 +137,8 @@ def make_network(data: Data, encoder: UNet, method: str, seed: int, arguments: a
     network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), kind)  # type: ignore[arg-type]
     if network.encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
+    if data.device.type == "cpu":
+        network.convolve_before_upsampling()
     return network.to(data.device, memory_format=torch.channels_last_3d)
 
 

@@ -21,9 +21,10 @@ from torch import nn
 
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.device import autocast, choose_device
+from dropgen_rt.train.layers import BatchNorm3d
 from dropgen_rt.train.loop import fast_cpu
 from dropgen_rt.train.losses import make_loss
-from dropgen_rt.train.network import ANATOMIX, BatchNorm3d, DropGen, UNetConfig
+from dropgen_rt.train.network import ANATOMIX, DropGen, UNetConfig
 
 CLASSES = 4
 # Losses of the same steps in the two loops, relative: convolutions sum in another order, bf16 keeps eight bits.
@@ -84,6 +85,8 @@ def loop(precision: str, device: torch.device, arguments: argparse.Namespace, ou
     layout = torch.channels_last_3d if ours else torch.contiguous_format
     if ours:
         network.to(memory_format=layout)  # type: ignore[call-overload]
+        if device.type == "cpu":
+            network.convolve_before_upsampling()
     else:
         use_plain_norms(network)
     network.train()

@@ -97,6 +97,8 @@ def train(
             start_from(init, network)
         share_batch_norms(network, ranks)
         network.to(place, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if place.type == "cpu":
+            network.convolve_before_upsampling()
         run = Run(network, dataset, config, made_folder(out), ranks, place)
         if resume and (out / "last.pt").is_file():
             run.resume()

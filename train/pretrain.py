@@ -198,6 +198,8 @@ def pretrain(
     torch.manual_seed(config.seed)
     model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros"))).to(place)
     model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if place.type == "cpu":
+        model.encoder.convolve_before_upsampling()
     optimiser = torch.optim.AdamW(model.parameters(), PEAK_LEARNING_RATE, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, PEAK_LEARNING_RATE, total_steps=max(config.steps, 2), pct_start=WARM_UP

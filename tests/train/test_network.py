@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from shared_data import SHARED, needs
-from tolerances import BF16_GRADIENT, NETWORK_ORACLE, NORMALISED_ORACLE
+from tolerances import JOINED_TAPS, NETWORK_ORACLE, NORMALISED_ORACLE
 
+from dropgen_rt.train.layers import Conv3d
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
 
 SEGMENTOR = UNetConfig(in_channels=17, out_channels=4, width=20, levels=5)
@@ -97,23 +98,6 @@ def test_encoder_is_frozen_and_stays_in_evaluation_mode() -> None:
     assert all(torch.equal(before[key], value) for key, value in network.encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_gradients_in_bf16_follow_fp32(depth: int) -> None:
-    """PyTorch's own are garbage on a CPU where z is two."""
-    torch.manual_seed(0)
-    layer = next(module for module in UNet(SMALL).modules() if isinstance(module, torch.nn.Conv3d))
-    convolution = type(layer)(64, 64, 3, padding="same", bias=False).to(memory_format=torch.channels_last_3d)
-    image = torch.randn(2, 64, depth, 4, 4).to(memory_format=torch.channels_last_3d)
-    gradients = []
-    for enabled in (False, True):
-        convolution.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            convolution(image).square().sum().backward()
-        assert convolution.weight.grad is not None
-        gradients.append(convolution.weight.grad.clone())
-    assert torch.linalg.norm(gradients[1] - gradients[0]) <= BF16_GRADIENT * torch.linalg.norm(gradients[0])
-
-
 def test_dropout_takes_whole_channels_the_image_included() -> None:
     network = dropgen(drop=0.75).train()
     seen = []
@@ -180,3 +164,38 @@ def test_segmentor_begins_as_the_images_own() -> None:
     first = network.segmentor.model[0].weight
     assert first[:, 1:].abs().max() == 0
     assert first[:, :1].abs().max() > 0
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_joined_taps_change_nothing_but_sums(padding_mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole networks, some levels joined and the coarsest below the size where it is worth it; loss and gradients."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(2, 3, 4, 3, padding_mode=padding_mode)).double().train()  # type: ignore[arg-type]
+    joined: list[tuple[int, ...]] = []
+    whole = Conv3d.over_upsampled
+
+    def counted(self: Conv3d, skip: torch.Tensor, coarse: torch.Tensor) -> torch.Tensor:
+        joined.append(tuple(skip.shape[2:]))
+        return whole(self, skip, coarse)
+
+    monkeypatch.setattr(Conv3d, "over_upsampled", counted)
+    image = torch.rand(1, 2, 32, 16, 24, dtype=torch.float64)
+    results = []
+    for join in (False, True):
+        if join:
+            network.convolve_before_upsampling()
+        network.zero_grad()
+        *kept, logits = network.trace(image, network.decoder_layers)
+        logits.square().sum().backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        results.append([logits.detach(), *(layer.detach() for layer in kept), *(g.clone() for g in gradients)])
+    assert joined == [(32, 16, 24)]
+    assert all(torch.allclose(a, b, rtol=JOINED_TAPS, atol=JOINED_TAPS) for a, b in zip(*results, strict=True))
+
+
+def test_trilinear_decoders_keep_their_upsampling() -> None:
+    network = UNet(UNetConfig(1, 3, 4, 2, upsample="trilinear")).eval()
+    image = torch.rand(1, 1, 32, 32, 32)
+    expected = network(image)
+    network.convolve_before_upsampling()
+    assert torch.equal(network(image), expected)
