@@ -25,6 +25,7 @@ from dropgen_rt.train.synthesis import (
     SUBSAMPLES,
     RandomSource,
     SynthesisConfig,
+    averaged_labels,
     deformed_coordinates,
     draw_intensities,
     index_labels,
@@ -137,11 +138,19 @@ class SyntheticSampler:
         coordinates = deformed_coordinates(centre, self.edge, head.step, source, self.synthesis.severity)
         fine = look_up(head.index, coordinates)
         table = draw_intensities(self.synthesis, head.values, rng)
-        image = paint(fine, table, source, self.synthesis.severity)
+        passes = passes_of_an_average(self.synthesis.average, rng)
+        image = paint(fine, table, source, self.synthesis.severity, passes)
         middle = F.avg_pool3d(coordinates[None], SUBSAMPLES)[0]
         # What was stripped from the image is background in the target too.
         shown = source.place(table[MEAN] > 0)
-        return image, (head.target * shown)[look_up(head.index, middle).to(torch.int64)]
+        target = (head.target * shown)[look_up(head.index, middle).to(torch.int64)]
+        return image, averaged_labels(target, passes)
+
+
+def passes_of_an_average(share: float, rng: np.random.Generator) -> int:
+    """By how many passes a crop is blurred that shall look like an average of heads; 0 for the other crops."""
+    # Without the option no number is drawn, see ``anywhere``. Two to eight are deviations of one to two voxels.
+    return int(rng.integers(2, 9)) if share > 0 and rng.random() < share else 0
 
 
 def _on_a_label(centres: Sequence[NDArray], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import read_dataset
-from dropgen_rt.train.samples import SyntheticSampler
+from dropgen_rt.train.samples import SyntheticSampler, passes_of_an_average
 from dropgen_rt.train.synthesis import RandomSource
 
 DRAWS = 16
@@ -30,14 +30,17 @@ def heads(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shares(folder: Path, anywhere: float | None) -> float:
-    """The share of crops that hold the ball."""
-    line = "" if anywhere is None else f"anywhere = {anywhere}\n"
+def made(folder: Path, line: str) -> SyntheticSampler:
+    """A sampler of the folder, one option given."""
     table = "[contrasts]\nt1 = 1.0\n[tissues]\nball = [2]\n[means.t1]\nball = 0.8\n"
     (folder / "synthesis.toml").write_text(f"severity = 0.0\n{line}{table}")
     dataset = read_dataset(folder)
     config = TrainConfig(window=(EDGE, EDGE, EDGE), spacing_mm=(1.0, 1.0, 1.0))
-    sampler = SyntheticSampler(dataset.training, dataset, config)
+    return SyntheticSampler(dataset.training, dataset, config)
+
+
+def shares(sampler: SyntheticSampler) -> float:
+    """The share of crops that hold the ball."""
     return float(np.mean([bool(sampler.draw(RandomSource.seeded(1, step))[1].any()) for step in range(DRAWS)]))
 
 
@@ -45,4 +48,20 @@ def shares(folder: Path, anywhere: float | None) -> float:
 def test_crops_lie_on_a_label_unless_they_may_lie_anywhere(
     heads: Path, anywhere: float | None, fewest: float, most: float
 ) -> None:
-    assert fewest <= shares(heads, anywhere) <= most
+    assert fewest <= shares(made(heads, "" if anywhere is None else f"anywhere = {anywhere}\n")) <= most
+
+
+def test_averages_are_as_many_as_asked_and_soft(heads: Path) -> None:
+    rng = np.random.default_rng(0)
+    passes = [passes_of_an_average(0.5, rng) for _ in range(DRAWS)]
+    assert 2 <= sum(map(bool, passes)) <= DRAWS - 2
+    assert all(2 <= count <= 8 for count in passes if count)
+    sharp, soft = (np.mean([edges(made(heads, line), seed) for seed in range(DRAWS)])
+                   for line in ("", "average = 1.0\n"))  # fmt: skip
+    assert soft < 0.7 * sharp
+
+
+def edges(sampler: SyntheticSampler, seed: int) -> float:
+    """The steepest step of a crop's image."""
+    image, _ = sampler.draw(RandomSource.seeded(3, seed))
+    return float(max(image.diff(dim=axis).abs().max() for axis in (1, 2, 3)))

@@ -5,11 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import correlate1d
+from tolerances import BLUR
 
 from dropgen_rt.train.shapes import cut_templates, shape_ensemble
 from dropgen_rt.train.synthesis import (
     RandomSource,
     SynthesisConfig,
+    averaged_labels,
+    blur,
     corrupt,
     deformed_coordinates,
     draw_intensities,
@@ -112,3 +116,31 @@ def test_shape_ensembles_have_several_regions(seed: int, count: int) -> None:
     assert shapes.shape == (32, 32, 32)
     assert shapes.dtype == torch.uint8
     assert len(shapes.unique()) >= 4
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0])
+def test_blur_is_a_gaussian_of_three_taps(sigma: float) -> None:
+    images = np.random.default_rng(0).random((2, 1, 5, 6, 7), dtype=np.float32)
+    taps = np.exp(-0.5 * (np.arange(-1, 2) / sigma) ** 2)
+    expected = images.astype(np.float64)
+    for axis in (2, 3, 4):
+        expected = correlate1d(expected, taps / taps.sum(), axis, mode="constant")
+    assert np.abs(blur(torch.from_numpy(images), sigma).numpy() - expected).max() <= BLUR
+
+
+def test_an_average_of_heads_keeps_borders_and_loses_what_is_thin() -> None:
+    labels = torch.zeros(16, 16, 16, dtype=torch.uint8)
+    labels[:, 8:] = 3
+    labels[2:14, 2:6, 5] = 1  # a sheet of one voxel
+    averaged = averaged_labels(labels, 4)
+    assert averaged.dtype == torch.uint8
+    assert torch.equal(averaged[:, 8:], labels[:, 8:]) and not averaged[:, :8].any()
+    assert torch.equal(averaged_labels(labels, 0), labels)
+
+
+def test_an_average_of_heads_is_painted_soft() -> None:
+    labels = torch.zeros(32, 32, 32, dtype=torch.uint8)
+    labels[:, :, 16:] = 1
+    table = np.array([[0.2, 0.8], [0, 0], [0, 0]], np.float32)
+    sharp, soft = (paint(labels, table, RandomSource.seeded(0), 0.0, passes)[0, 8, 8] for passes in (0, 6))
+    assert np.diff(soft.numpy()).max() < 0.6 * np.diff(sharp.numpy()).max()
