@@ -57,17 +57,16 @@ def plan_memory(
     window = plan.window[0] * plan.window[1] * plan.window[2]
     native = native_shape[0] * native_shape[1] * native_shape[2]
     label = 1 if classes <= 256 else 2
-    return MemoryPlan(
-        resident,
-        {
-            "image on the model's grid": FLOAT * channels * depth * height * width,
-            "sums": FLOAT * classes * ring_depth(plan) * height * width,
-            "windows": FLOAT * channels * window * batch,
-            "logits of air": FLOAT * classes * window * skips_air,
-            "labels": 2 * label * native,  # as found, and in the scan's own axis order
-            "probabilities": 2 * FLOAT * native * probabilities,
-        },
-    )
+    rolling = {
+        "image on the model's grid": FLOAT * channels * depth * height * width,
+        "sums": FLOAT * classes * ring_depth(plan) * height * width,
+        "windows": FLOAT * channels * window * batch,
+        "logits of air": FLOAT * classes * window * skips_air,
+    }
+    found = {"labels": label * native, "probabilities": FLOAT * native * probabilities}
+    # Turning what was found to the scan's own axes takes as much again, when what rolled is gone.
+    turned = max(sum(found.values()) - sum(rolling.values()), 0)
+    return MemoryPlan(resident, rolling | found | {"turned to the scan's axes": turned})
 
 
 def resident_bytes() -> int:

@@ -62,6 +62,22 @@ def test_the_peak_of_the_slab_is_predicted():
     )
     roll(image, plan, Normalisation.identity(), lambda windows: logits, classes, maps)
     # The image is there already, and nothing is turned afterwards: count what this test makes.
-    parts = predicted.parts["sums"] + predicted.parts["windows"] + predicted.parts["labels"] // 2
+    parts = predicted.parts["sums"] + predicted.parts["windows"] + predicted.parts["labels"]
     assert peak_resident_bytes() == pytest.approx(predicted.resident + parts, rel=0.15)
     assert predicted.parts["sums"] == 4 * classes * 17 * 100 * 100
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_labels_are_turned_in_the_place_of_what_rolled(probabilities):
+    """Of a native grid far larger than the model's, turning is the peak; of a like one it needs nothing more."""
+    plan = WindowPlan.cover((40, 40, 40), (32, 32, 32), 0.5)
+    like, large = (
+        plan_memory(
+            plan, shape, channels=1, classes=3, batch=1, probabilities=probabilities, resident=0, skips_air=False
+        )
+        for shape in ((40, 40, 40), (400, 400, 400))
+    )
+    found = (1 + 4 * probabilities) * 400**3
+    assert "turned to the scan's axes" in large.parts
+    assert large.peak == 2 * found
+    assert like.parts["turned to the scan's axes"] == 0

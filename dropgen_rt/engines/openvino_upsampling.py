@@ -13,32 +13,45 @@ from openvino import Model, Node, Output, Type
 from openvino import opset13 as ops
 
 SCALES = [1, 1, 2, 2, 2]
-ONES, TWOS = [1, 1, 1], [2, 2, 2]
+ZEROS, ONES, TWOS, THREES = [0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]
+AROUND = [0, 0, 1, 1, 1]  # one voxel on each side of z, y and x
 KERNEL = (3, 3, 3)
 
 
 def convolve_before_upsampling(network: Model) -> int:
     """Replace every convolution over a skip and an upsampled volume. Changes ``network``; returns how many it replaced.
 
-    Only kernels of three with zeros around and nearest upsampling by two are, in float32: all that this project's own
-    networks have, but for the body of a typed graph. Others stay as they are.
+    Only kernels of three with zeros or a mirror around and nearest upsampling by two are, in float32: all that this
+    project's own networks have, but for the body of a typed graph. Others stay as they are.
     """
     replaced = 0
     for node in network.get_ordered_ops():
-        joined = node.input_value(0).get_node() if _convolves(node) else None
+        joined, mirrored = _convolved_volume(node)
         if joined is None or not _joins_two(joined):
             continue
         skip, upsampled = joined.input_value(0), joined.input_value(1).get_node()
         kernel = constant(node.input_value(1))
         if kernel is not None and _repeats(upsampled):
             split = skip.get_partial_shape()[1].get_length()
-            fine = ops.convolution(skip, kernel[:, :split].copy(), ONES, ONES, ONES, ONES)
-            coarse = ops.convolution_backprop_data(
-                upsampled.input_value(0), transposed(kernel[:, split:]), TWOS, pads_begin=ONES, pads_end=ONES
-            )
+            fine = _over_skip(skip, kernel[:, :split].copy(), mirrored)
+            coarse = _over_coarse(upsampled.input_value(0), transposed(kernel[:, split:]), mirrored)
             node.output(0).replace(ops.add(coarse, fine).output(0))
             replaced += 1
     return replaced
+
+
+def _over_skip(skip: Output, kernel: NDArray[np.float32], mirrored: bool) -> Node:
+    if not mirrored:
+        return ops.convolution(skip, kernel, ONES, ONES, ONES, ONES)
+    return ops.convolution(ops.pad(skip, AROUND, AROUND, "reflect"), kernel, ONES, ZEROS, ZEROS, ONES)
+
+
+def _over_coarse(coarse: Output, kernel: NDArray[np.float32], mirrored: bool) -> Node:
+    if not mirrored:
+        return ops.convolution_backprop_data(coarse, kernel, TWOS, pads_begin=ONES, pads_end=ONES)
+    # An upsampled volume mirrored about its first voxel repeats that voxel: its twin is the second.
+    repeated = ops.pad(coarse, AROUND, AROUND, "edge")
+    return ops.convolution_backprop_data(repeated, kernel, TWOS, pads_begin=THREES, pads_end=THREES)
 
 
 def transposed(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -74,16 +87,28 @@ def constant(output: Output) -> NDArray[np.float32] | None:
     return None
 
 
-def _convolves(node: Node) -> bool:
+def _convolved_volume(node: Node) -> tuple[Node | None, bool]:
+    """What a convolution of kernel three and "same" output convolves, and whether it is mirrored at its border."""
     if node.get_type_name() != "Convolution" or node.get_output_element_type(0) != Type.f32:
-        return False
+        return None, False
     given, shape = node.get_attributes(), node.input_value(1).get_partial_shape()
-    return (
-        all(given[name] == ONES for name in ("strides", "dilations", "pads_begin", "pads_end"))
-        and given["auto_pad"] == "explicit"
-        and shape.is_static
-        and tuple(shape.to_shape())[2:] == KERNEL
-    )
+    plain = given["strides"] == given["dilations"] == ONES and given["auto_pad"] == "explicit"
+    if not plain or shape.is_dynamic or tuple(shape.to_shape())[2:] != KERNEL:
+        return None, False
+    volume = node.input_value(0).get_node()
+    if given["pads_begin"] == given["pads_end"] == ONES:
+        return volume, False
+    if given["pads_begin"] == given["pads_end"] == ZEROS and _mirrors(volume):
+        return volume.input_value(0).get_node(), True
+    return None, False
+
+
+def _mirrors(node: Node) -> bool:
+    """Whether a node puts one mirrored voxel around z, y and x."""
+    if node.get_type_name() != "Pad" or node.get_attributes()["pad_mode"] != "reflect":
+        return False
+    amounts = [node.input_value(place).get_node() for place in (1, 2)]
+    return all(amount.get_type_name() == "Constant" and amount.data.tolist() == AROUND for amount in amounts)
 
 
 def _joins_two(node: Node) -> bool:

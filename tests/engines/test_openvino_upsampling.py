@@ -3,11 +3,13 @@
 import numpy as np
 import openvino
 import pytest
+import torch
 from openvino import opset13 as ops
 from tolerances import UPSAMPLED_CONVOLUTION
 
 from dropgen_rt import open_named
 from dropgen_rt.engines.openvino_upsampling import constant, convolve_before_upsampling, transposed
+from dropgen_rt.train.network import UNet, UNetConfig
 
 ONES, RNG = [1, 1, 1], np.random.default_rng(0)
 
@@ -41,7 +43,7 @@ def test_the_transposed_kernel(shape, inputs, outputs):
 
 
 def decoder(
-    *, mode="nearest", scale=2, stride=1, pads=1, upsampled_first=False, spatial=(12, 6, 18), kernel=None
+    *, mode="nearest", scale=2, stride=1, pads=1, upsampled_first=False, spatial=(12, 6, 18), kernel=None, border=None
 ) -> openvino.Model:
     """conv(concat(skip, upsampled)): 3 and 5 channels to 4."""
     skip = ops.parameter([-1, 3, *spatial], np.float32)
@@ -51,9 +53,13 @@ def decoder(
         coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
     parts = [upsampled, skip] if upsampled_first else [skip, upsampled]
+    joined = ops.concat(parts, 1)
+    if border is not None:
+        around = [0, 0, *border[1]]
+        joined, pads = ops.pad(joined, around, around, border[0]), 0
     weights = np.random.default_rng(1).standard_normal((4, 8, 3, 3, 3)).astype(np.float32)
     convolved = ops.convolution(
-        ops.concat(parts, 1), weights if kernel is None else kernel(weights), [stride] * 3, [pads] * 3, [pads] * 3, ONES
+        joined, weights if kernel is None else kernel(weights), [stride] * 3, [pads] * 3, [pads] * 3, ONES
     )
     return openvino.Model([ops.relu(convolved)], [skip, coarse])
 
@@ -71,10 +77,11 @@ def half_and_scale(weights: np.ndarray) -> openvino.Node:
 
 @pytest.mark.parametrize("spatial", [(12, 6, 18), (-1, -1, -1)], ids=["fixed", "dynamic"])
 @pytest.mark.parametrize("kernel", [None, half_and_scale])
-def test_the_replaced_graph_computes_the_same(spatial, kernel):
+@pytest.mark.parametrize("border", [None, ("reflect", ONES)], ids=["zeros", "mirror"])
+def test_the_replaced_graph_computes_the_same(spatial, kernel, border):
     skip = RNG.standard_normal((2, 3, 12, 6, 18)).astype(np.float32)
     coarse = RNG.standard_normal((2, 5, 6, 3, 9)).astype(np.float32)
-    plain, replaced = (decoder(spatial=spatial, kernel=kernel) for _ in range(2))
+    plain, replaced = (decoder(spatial=spatial, kernel=kernel, border=border) for _ in range(2))
     assert convolve_before_upsampling(replaced) == 1
     kinds = {node.get_type_name() for node in replaced.get_ops()}
     assert "ConvolutionBackpropData" in kinds and not {"Interpolate", "Concat"} & kinds
@@ -84,8 +91,16 @@ def test_the_replaced_graph_computes_the_same(spatial, kernel):
 
 @pytest.mark.parametrize(
     "other",
-    [{"mode": "linear_onnx"}, {"scale": 3}, {"stride": 2}, {"pads": 0}, {"upsampled_first": True}],
-    ids=["linear", "by three", "stride", "no padding", "other order"],
+    [
+        {"mode": "linear_onnx"},
+        {"scale": 3},
+        {"stride": 2},
+        {"pads": 0},
+        {"upsampled_first": True},
+        {"border": ("edge", ONES)},
+        {"border": ("reflect", [2, 1, 1])},
+    ],
+    ids=["linear", "by three", "stride", "no padding", "other order", "edge repeated", "two mirrored"],
 )
 def test_other_convolutions_are_left_alone(other):
     network = decoder(**other)
@@ -106,6 +121,19 @@ def test_the_packaged_models_decoders_are_all_replaced():
     network = openvino.Core().read_model(open_named("brain9").content)
     resizes = [node for node in network.get_ops() if node.get_type_name() == "Interpolate"]
     assert convolve_before_upsampling(network) == len(resizes) == 7
+
+
+@pytest.mark.parametrize("padding_mode", ["reflect", "zeros"])
+def test_an_exported_u_nets_decoders_are_all_replaced(padding_mode):
+    """The published encoder's borders are mirrored: what PyTorch's exporter makes of them is what is found here."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(1, 3, 4, 2, padding_mode=padding_mode)).eval()
+    image = torch.rand(1, 1, 16, 24, 32)
+    program = torch.onnx.export(network, (image,), dynamo=True, verbose=False)
+    plain, replaced = (openvino.Core().read_model(program.model_proto.SerializeToString()) for _ in range(2))
+    assert convolve_before_upsampling(replaced) == 2
+    expected = run(plain, image.numpy())
+    assert np.abs(run(replaced, image.numpy()) - expected).max() <= UPSAMPLED_CONVOLUTION * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", [openvino.Type.f16, openvino.Type.bf16], ids=["f16", "bf16"])
