@@ -13,7 +13,7 @@ from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
 from dropgen_rt.model import Model, read_model
-from dropgen_rt.store import check_name, install, lock
+from dropgen_rt.store import check_name, install, lock, open_named
 from dropgen_rt.survey import library_version, survey
 from dropgen_rt.verify import golden_of
 
@@ -36,13 +36,13 @@ class BuildOptions:
     device: str = "auto"
 
 
-def build(path: Path, options: BuildOptions, line: Callable[[str], None]) -> EngineRecord:
-    """Build, judge and install; ``line`` gets what is to be printed.
+def build(name_or_path: Path | str, options: BuildOptions, line: Callable[[str], None]) -> EngineRecord:
+    """Build, judge and install; ``line`` gets what is to be printed. An installed name keeps it, unless told otherwise.
 
     Raises ModelError, UsageError, ResourceError, VerificationError or OutputError; then nothing is installed.
     """
-    model = read_model(path)
-    name = _name_of(model) if options.name is None else check_name(options.name)
+    model = read_model(name_or_path) if isinstance(name_or_path, Path) else open_named(name_or_path)
+    name = check_name(options.name) if options.name is not None else model.name or _name_of(model)
     if options.arch and options.engine != "rtx":
         raise UsageError("--arch names GPUs to build for ahead of time, which --engine rtx alone can do")
     batch = _batch(options.batch)

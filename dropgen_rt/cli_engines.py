@@ -10,7 +10,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 
 
 @click.command("build-engine")
-@click.argument("model", type=FILE)
+@click.argument("model", metavar="NAME|PATH")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
@@ -20,13 +20,13 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 @click.option("--arch", metavar="sm_86,…", default="", help="GPUs to build for ahead of time, with --engine rtx.")
 @click.option("--batch", default="auto", show_default=True, metavar="N|auto", help="Most windows at once, on a GPU.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine; by default one a core.")
-@click.option("--name", help="Install under this name; by default the manifest's.")
+@click.option("--name", help="Install under this name; by default the one given, or a file's own.")
 @click.option("--no-default", is_flag=True, help="Leave the default model as it is.")
 def build_engine(
-    model: Path, engine: str, precision: str, device: str, arch: str, batch: str, threads: int | None,
+    model: str, engine: str, precision: str, device: str, arch: str, batch: str, threads: int | None,
     name: str | None, no_default: bool,
 ) -> None:  # fmt: skip
-    """Compile MODEL for a machine, hold it against fp32 on its golden windows, and install it under a name."""
+    """Compile a model for a machine, hold it against fp32 on its golden windows, and install it under a name."""
     from dropgen_rt.build import BuildOptions, build
 
     architectures = tuple(item for item in arch.split(",") if item)

@@ -85,11 +85,15 @@ def evaluate_files(
     if out is not None and out.suffix != ".json":
         raise UsageError(f"{out}: the result file's name must end in .json")
     pairs = _pairs(prediction, label)
-    values = _values_present([path for pair in pairs for path in pair]) if table is None else None
+    values = None
+    if table is None:
+        ours, theirs = (_values_present(paths) for paths in zip(*pairs, strict=True))
+        values = sorted(ours | theirs)
+        yield from _doubt(ours ^ theirs)
     names = read_label_table(table) if table is not None else LabelTable.plain(values or [])
     scores: list[Score] = []
-    for ours, theirs in pairs:
-        scores += _compare(ours, theirs, names, values, tolerance_mm)
+    for found, known in pairs:
+        scores += _compare(found, known, names, values, tolerance_mm)
     rows = {score.label: [other for other in scores if other.label == score.label] for score in scores}
     for name, some in rows.items():
         line = f"{mean_of([score.dice for score in some]):.4f}  {name}"
@@ -145,8 +149,15 @@ def _compare(
     return scores if values is None else [replace(s, value=v) for s, v in zip(scores, values, strict=True)]
 
 
-def _values_present(paths: Sequence[Path]) -> list[int]:
-    """The values above 0 of any map, sorted. Raises UnsuitableInputError for a map that must be something else."""
+def _doubt(lone: set[int]) -> Iterator[str]:
+    """What to say of values that only predictions or only labels hold."""
+    if lone:
+        told = ", ".join(map(str, sorted(lone)[:5])) + (f" and {len(lone) - 5} more" if len(lone) > 5 else "")
+        yield f"only one side holds {told}: --labels DATASET.JSON merges a label map's values into a model's"
+
+
+def _values_present(paths: Sequence[Path]) -> set[int]:
+    """The values above 0 of any map. Raises UnsuitableInputError for a map that must be something else."""
     present: set[int] = set()
     for path in paths:
         mine = np.flatnonzero(np.bincount(read_label_map(path)[0].ravel()))
@@ -154,7 +165,7 @@ def _values_present(paths: Sequence[Path]) -> list[int]:
             given, accepted = f"{len(mine)} different values", f"a label map of up to {MAX_STRUCTURES}"
             raise refusal(UnsuitableInputError, path, given, accepted, "check that the right file was given")
         present |= set(mine.tolist())
-    return sorted(present - {0})
+    return present - {0}
 
 
 def same_grid(mine: Geometry, theirs: Geometry, within_mm: float = SAME_PLACE_MM) -> bool:

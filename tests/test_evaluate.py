@@ -149,6 +149,7 @@ def test_far_values_make_no_long_table(tmp_path):
     label = write(tmp_path / "l.nii.gz", np.array([12175, 65535, 11100, 0], np.uint16).reshape(1, 1, -1))
     out = tmp_path / "dice.json"
     assert list(evaluate_files(prediction, label, None, out)) == [
+        "only one side holds 65535: --labels DATASET.JSON merges a label map's values into a model's",
         "1.0000  label 11100", "0.6667  label 12175", "0.0000  label 65535", "mean Dice 0.5556",
     ]  # fmt: skip
     assert [row["value"] for row in json.loads(out.read_text())["labels"]] == [11100, 12175, 65535]

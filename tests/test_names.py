@@ -9,7 +9,7 @@ from dropgen_rt.build import BuildOptions, build
 from dropgen_rt.cli import main
 from dropgen_rt.engine_files import open_installed, record_path, records
 from dropgen_rt.engines import open_engine
-from dropgen_rt.errors import EngineError, ModelError
+from dropgen_rt.errors import EngineError, MissingModelError, ModelError
 from dropgen_rt.store import engine_keys, install, open_named, replace_engine
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -157,3 +157,15 @@ def test_a_damaged_entry_is_replaced_by_installing(model, home):
     (home / "models" / "mine.json").write_text("{")
     install(model, "mine", make_default=False, engines=("2" * 64,))
     assert engine_keys("mine") == ("2" * 64,) and not record_path("2" * 64).exists()
+
+
+def test_an_engine_is_built_by_name_and_stays_under_it(model_file):
+    run(model_file, "mine")
+    arguments = ["build-engine", "mine", "--engine", "onnxruntime", "--precision", "fp32", "--no-default"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1].startswith("installed mine in ")
+    assert opened("mine") == "onnxruntime" and len(engine_keys("mine")) == 2
+    assert run("mine", None).engine == "openvino" and opened("mine") == "openvino"
+    missing = CliRunner().invoke(main, ["build-engine", "nothing"])
+    assert missing.exit_code == MissingModelError.exit_code
+    assert missing.stderr.splitlines()[-1] == "error: no model named 'nothing'; installed are: brain9, mine"
