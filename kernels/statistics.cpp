@@ -37,8 +37,10 @@ DROPGEN_ROW round_row(const float* __restrict clamped, int64_t count, int32_t* _
     for (int64_t x = 0; x < count; ++x) levels[x] = rounded_level(clamped[x]);
 }
 
-// Sums of a run stay below 2^32: levels, and the upper and lower halves of their squares, are below 2^16.
-constexpr int64_t MOST_RUN = 1 << 16;
+// A run's sum of levels and its sum of squares share a word, for short runs cost what is done at their end: 256 levels
+// below 2^16 sum to less than 2^24, their squares to less than 2^40.
+constexpr int64_t MOST_RUN = 256;
+constexpr int SUM_BITS = 24;
 
 template <typename Label>
 DROPGEN_ROW greatest(const Label* __restrict label, int64_t count, Label* __restrict found) {
@@ -68,17 +70,15 @@ DROPGEN_ROW add_row(const Label* __restrict label, const int32_t* __restrict lev
                     int32_t y, Found* __restrict found) {
     for (int64_t first = 0; first < count;) {
         const int64_t last = run_end(label, first, std::min(count, first + MOST_RUN));
-        uint32_t sum = 0, low = 0, high = 0;
+        uint64_t both = 0;
         for (int64_t x = first; x < last; ++x) {
-            const uint32_t own = uint32_t(levels[x]), square = own * own;
-            sum += own;
-            low += square & 0xffff;
-            high += square >> 16;
+            const uint32_t own = uint32_t(levels[x]);
+            both += (uint64_t(own * own) << SUM_BITS) + own;
         }
         Found& mine = found[label[first]];
         mine.count += last - first;
-        mine.sum += sum;
-        mine.squares += (int64_t(high) << 16) + low;
+        mine.sum += int64_t(both & ((1 << SUM_BITS) - 1));
+        mine.squares += int64_t(both >> SUM_BITS);
         const int32_t begin[4] = {z, y, int32_t(first), 0}, end[4] = {z, y, int32_t(last - 1), 0};
         for (int i = 0; i < 4; ++i) {
             mine.low[i] = std::min(mine.low[i], begin[i]);

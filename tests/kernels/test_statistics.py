@@ -30,6 +30,15 @@ def test_equals_definition_in_two_pieces(seed, dtype):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("length", [255, 256, 257, 1000])
+def test_long_runs_of_the_highest_level_sum_exactly(length):
+    """The host keeps both sums of a run in one word, which the highest level fills most."""
+    labels, top = np.ones((1, 1, length), np.uint8), np.ones((1, 1, length), np.float32)
+    table = empty_table(2)
+    statistics(labels, top, Levels.over(0, 1), table)
+    assert table[1].tolist() == [length, length * 65535, length * 65535**2, 0, 0, 0, 0, 0, length - 1]
+
+
 def test_moments_are_those_of_the_intensities():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, (5, 6, 7)).astype(np.uint8)
