@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812  it is F everywhere
 from monai.inferers import sliding_window_inference
 
 from dropgen_rt.train.checkpoint import load_encoder
-from dropgen_rt.train.device import autocast
+from dropgen_rt.train.device import autocast, move_to
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig
 
@@ -137,9 +137,8 @@ def make_network(data: Data, encoder: UNet, method: str, seed: int, arguments: a
     network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), kind)  # type: ignore[arg-type]
     if network.encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
-    if data.device.type == "cpu":
-        network.convolve_before_upsampling()
-    return network.to(data.device, memory_format=torch.channels_last_3d)
+    move_to(network, data.device)
+    return network
 
 
 def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse.Namespace) -> tuple[DropGen, float]:

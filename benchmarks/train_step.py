@@ -3,9 +3,9 @@
 python benchmarks/train_step.py --out benchmarks/results/train_step.json [--device cuda] [--compile]
 
 Both loops train the same network (same weights, frozen encoder, channel dropout, instance norm) on the same crops with
-AdamW and Dice + cross-entropy. The plain one keeps tensors contiguous, and batch norms and denormal numbers as PyTorch
-leaves them; ours is what ``dropgen-rt train`` does. The losses of all steps are compared: a step with other numerics
-would be no faster step.
+AdamW and Dice + cross-entropy. The plain one keeps tensors contiguous, decoders as they are defined, batch norms and
+denormal numbers as PyTorch leaves them; ours is what ``dropgen-rt train`` does. The losses of all steps are compared:
+a step with other numerics would be no faster step.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from recording import write
 from torch import nn
 
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.device import autocast, choose_device
+from dropgen_rt.train.device import autocast, choose_device, move_to
 from dropgen_rt.train.layers import BatchNorm3d
 from dropgen_rt.train.loop import fast_cpu
 from dropgen_rt.train.losses import make_loss
@@ -81,14 +81,12 @@ def loop(precision: str, device: torch.device, arguments: argparse.Namespace, ou
     config = TrainConfig(width=arguments.width, levels=arguments.levels, window=(arguments.edge,) * 3)
     inputs = 1 + ANATOMIX.out_channels
     segmentor = UNetConfig(inputs, CLASSES, config.width, config.levels, padding_mode="zeros")
-    network = DropGen(segmentor, ANATOMIX, config.drop).to(device)
+    network = DropGen(segmentor, ANATOMIX, config.drop)
     layout = torch.channels_last_3d if ours else torch.contiguous_format
     if ours:
-        network.to(memory_format=layout)  # type: ignore[call-overload]
-        if device.type == "cpu":
-            network.convolve_before_upsampling()
+        move_to(network, device)
     else:
-        use_plain_norms(network)
+        use_plain_norms(network.to(device))
     network.train()
     forward = torch.compile(network) if ours and arguments.compile else network
     weights = [p for p in network.parameters() if p.requires_grad]

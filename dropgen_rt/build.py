@@ -12,7 +12,7 @@ from dropgen_rt.engines.choose import Choice, choose, create
 from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
-from dropgen_rt.model import Model, read_model
+from dropgen_rt.model import Model
 from dropgen_rt.store import check_name, install, lock, open_named
 from dropgen_rt.survey import library_version, survey
 from dropgen_rt.verify import golden_of
@@ -41,7 +41,7 @@ def build(name_or_path: Path | str, options: BuildOptions, line: Callable[[str],
 
     Raises ModelError, UsageError, ResourceError, VerificationError or OutputError; then nothing is installed.
     """
-    model = read_model(name_or_path) if isinstance(name_or_path, Path) else open_named(name_or_path)
+    model = open_named(str(name_or_path))
     name = check_name(options.name) if options.name is not None else model.name or _name_of(model)
     if options.arch and options.engine != "rtx":
         raise UsageError("--arch names GPUs to build for ahead of time, which --engine rtx alone can do")
@@ -201,7 +201,7 @@ def _flags(kind: Kind, precision: Precision, device: str) -> dict[str, str]:
     if kind != "openvino":
         return {}
     own = {"fp32": {"means": "axis by axis"}, "int8": {"steps": "by golden windows"}}
-    return {"upsampling": "folded"} | own.get(precision, {})
+    return {"upsampling": "taps joined"} | own.get(precision, {})
 
 
 def _host(kind: Kind, device: str, arch: tuple[str, ...]) -> dict[str, str]:

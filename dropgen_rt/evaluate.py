@@ -89,7 +89,7 @@ def evaluate_files(
     if table is None:
         ours, theirs = (_values_present(paths) for paths in zip(*pairs, strict=True))
         values = sorted(ours | theirs)
-        yield from _doubt(ours ^ theirs)
+        yield from _doubt(theirs - ours)
     names = read_label_table(table) if table is not None else LabelTable.plain(values or [])
     scores: list[Score] = []
     for found, known in pairs:
@@ -123,10 +123,9 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
     predictions = {_case(path, labels): path for path in sorted(prediction.iterdir()) if scan_suffix(path)}
     missing = sorted(set(labels) - set(predictions))
     if missing or not labels:
-        what = f"no prediction for {', '.join(missing[:5])}" if missing else f"no label maps in {label}"
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        what = f"no prediction for {_some(missing)}" if missing else f"no label maps in {label}"
         raise MissingInputError(
-            f"{prediction}: {what}{more}; names must be alike, a prediction's may end in _seg or _0000_seg"
+            f"{prediction}: {what}; names must be alike, a prediction's may end in _seg or _0000_seg"
         )
     return [(predictions[name], path) for name, path in labels.items()]
 
@@ -150,10 +149,17 @@ def _compare(
 
 
 def _doubt(lone: set[int]) -> Iterator[str]:
-    """What to say of values that only predictions or only labels hold."""
+    """What to say of values that only labels hold: a model's own numbers may be others."""
     if lone:
-        told = ", ".join(map(str, sorted(lone)[:5])) + (f" and {len(lone) - 5} more" if len(lone) > 5 else "")
-        yield f"only one side holds {told}: --labels DATASET.JSON merges a label map's values into a model's"
+        yield (
+            f"warning: no prediction holds {_some(sorted(lone))} of the labels; if a model merges them, give its data "
+            "set's --labels DATASET.JSON"
+        )
+
+
+def _some(items: Sequence[object]) -> str:
+    """The first five, and how many more."""
+    return ", ".join(map(str, items[:5])) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def _values_present(paths: Sequence[Path]) -> set[int]:

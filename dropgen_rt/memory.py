@@ -18,7 +18,7 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes: ``resident`` exist already, ``parts`` are to come, all of them at the same time."""
+    """Bytes: ``resident`` exist already, ``parts`` are to come; they add up to the most at any time."""
 
     resident: int
     parts: dict[str, int]
@@ -64,9 +64,9 @@ def plan_memory(
         "logits of air": FLOAT * classes * window * skips_air,
     }
     found = {"labels": label * native, "probabilities": FLOAT * native * probabilities}
-    # Turning what was found to the scan's own axes takes as much again, when what rolled is gone.
-    turned = max(sum(found.values()) - sum(rolling.values()), 0)
-    return MemoryPlan(resident, rolling | found | {"turned to the scan's axes": turned})
+    # Turning what was found to the scan's own axes takes as much again, in the place of what rolled.
+    beyond = max(sum(found.values()) - sum(rolling.values()), 0)
+    return MemoryPlan(resident, rolling | found | {"labels turned to the scan's axes": beyond})
 
 
 def resident_bytes() -> int:

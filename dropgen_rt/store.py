@@ -123,7 +123,8 @@ def find_model(name_or_path: str | None) -> Path:
         raise ModelError(
             f"{home()}: {error.strerror or error}; check the permissions of this data folder, or set {HOME_VARIABLE}"
         ) from error
-    raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}")
+    file = f"; for the file of that name give ./{name_or_path}" if Path(name_or_path).is_file() else ""
+    raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}{file}")
 
 
 def _is_path(name_or_path: str | None) -> bool:

@@ -37,8 +37,8 @@ DROPGEN_ROW round_row(const float* __restrict clamped, int64_t count, int32_t* _
     for (int64_t x = 0; x < count; ++x) levels[x] = rounded_level(clamped[x]);
 }
 
-// A run's sum of levels and its sum of squares share a word, for short runs cost what is done at their end: 256 levels
-// below 2^16 sum to less than 2^24, their squares to less than 2^40.
+// A run's sum of levels and its sum of squares share a word, so that at its end one vector is added across, not two:
+// 256 levels below 2^16 sum to less than 2^24, their squares to less than 2^40.
 constexpr int64_t MOST_RUN = 256;
 constexpr int SUM_BITS = 24;
 

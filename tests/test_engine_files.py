@@ -62,7 +62,7 @@ def test_the_lines_that_are_printed(model_file, home):
 
 def test_the_number_of_threads_is_kept(model_file, model, monkeypatch):
     record = run(model_file, threads=1)
-    assert record.flags == {"means": "axis by axis", "upsampling": "folded", "threads": "1"}
+    assert record.flags == {"means": "axis by axis", "upsampling": "taps joined", "threads": "1"}
     seen = []
     original = OpenVinoEngine.__init__
     monkeypatch.setattr(

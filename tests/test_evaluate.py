@@ -149,7 +149,8 @@ def test_far_values_make_no_long_table(tmp_path):
     label = write(tmp_path / "l.nii.gz", np.array([12175, 65535, 11100, 0], np.uint16).reshape(1, 1, -1))
     out = tmp_path / "dice.json"
     assert list(evaluate_files(prediction, label, None, out)) == [
-        "only one side holds 65535: --labels DATASET.JSON merges a label map's values into a model's",
+        "warning: no prediction holds 65535 of the labels; if a model merges them, give its data set's --labels "
+        "DATASET.JSON",
         "1.0000  label 11100", "0.6667  label 12175", "0.0000  label 65535", "mean Dice 0.5556",
     ]  # fmt: skip
     assert [row["value"] for row in json.loads(out.read_text())["labels"]] == [11100, 12175, 65535]
@@ -252,3 +253,13 @@ def test_what_is_no_table_is_refused(tmp_path, text):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"dataset\.json"):
         read_label_table(path)
+
+
+def test_values_of_the_prediction_alone_are_no_reason_to_merge(tmp_path):
+    """They are found too much; only labels are merged."""
+    few, many = np.array([[[1, 1, 2, 0]]], np.uint8), np.arange(8, dtype=np.uint8).reshape(1, 1, 8)
+    prediction, label = write(tmp_path / "p.nii.gz", few), write(tmp_path / "l.nii.gz", few % 2)
+    assert not any("warning" in line for line in evaluate_files(prediction, label, None, None))
+    prediction, label = write(tmp_path / "p.nii.gz", many % 2), write(tmp_path / "l.nii.gz", many)
+    warning, *_ = evaluate_files(prediction, label, None, None)
+    assert warning.startswith("warning: no prediction holds 2, 3, 4, 5, 6 and 1 more of the labels")

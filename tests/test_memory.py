@@ -63,7 +63,7 @@ def test_the_peak_of_the_slab_is_predicted():
     roll(image, plan, Normalisation.identity(), lambda windows: logits, classes, maps)
     # The image is there already, and nothing is turned afterwards: count what this test makes.
     parts = predicted.parts["sums"] + predicted.parts["windows"] + predicted.parts["labels"]
-    assert peak_resident_bytes() == pytest.approx(predicted.resident + parts, rel=0.15)
+    assert peak_resident_bytes() - predicted.resident == pytest.approx(parts, rel=0.15)
     assert predicted.parts["sums"] == 4 * classes * 17 * 100 * 100
 
 
@@ -78,6 +78,5 @@ def test_labels_are_turned_in_the_place_of_what_rolled(probabilities):
         for shape in ((40, 40, 40), (400, 400, 400))
     )
     found = (1 + 4 * probabilities) * 400**3
-    assert "turned to the scan's axes" in large.parts
     assert large.peak == 2 * found
-    assert like.parts["turned to the scan's axes"] == 0
+    assert like.parts["labels turned to the scan's axes"] == 0

@@ -169,3 +169,11 @@ def test_an_engine_is_built_by_name_and_stays_under_it(model_file):
     missing = CliRunner().invoke(main, ["build-engine", "nothing"])
     assert missing.exit_code == MissingModelError.exit_code
     assert missing.stderr.splitlines()[-1] == "error: no model named 'nothing'; installed are: brain9, mine"
+
+
+def test_a_file_that_looks_like_a_name_is_pointed_out(model_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_bytes(model_file.read_bytes())
+    with pytest.raises(MissingModelError, match=r"installed are: brain9; for the file of that name give \./mine$"):
+        run("mine", None)
+    assert run("./mine", "other").engine == "openvino"

@@ -30,7 +30,7 @@ from dropgen_rt.train.assemble import (
 )
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_dataset
-from dropgen_rt.train.device import autocast, choose_device, half_of
+from dropgen_rt.train.device import autocast, choose_device, half_of, move_to
 from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
@@ -96,9 +96,7 @@ def train(
         if init is not None:
             start_from(init, network)
         share_batch_norms(network, ranks)
-        network.to(place, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        if place.type == "cpu":
-            network.convolve_before_upsampling()
+        move_to(network, place)
         run = Run(network, dataset, config, made_folder(out), ranks, place)
         if resume and (out / "last.pt").is_file():
             run.resume()
@@ -112,7 +110,7 @@ def train(
 
 
 def require_sound_gradients(config: TrainConfig, device: torch.device) -> None:
-    """Raises UsageError where PyTorch's gradients are wrong: see ``network.Conv3d``, which only ``unet`` is made of."""
+    """Raises UsageError where PyTorch's gradients are wrong: see ``layers.Conv3d``, which only ``unet`` is made of."""
     if device.type == "cpu" and config.precision == "bf16" and config.segmentor != "unet":
         raise UsageError(
             f"precision bf16 on a CPU with segmentor {config.segmentor}: PyTorch's gradients are wrong there; "

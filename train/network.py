@@ -56,7 +56,7 @@ class UNet(nn.Module):
     """(batch, in, z, y, x) float -> (batch, out, z, y, x) float; edges are multiples of ``2**levels``.
 
     All layers sit in one flat ``Sequential`` called ``model``, because the published state dicts number
-    them that way; ``_plan`` remembers which of them store and which concatenate a skip.
+    them that way; ``_saves`` and ``_concatenates`` say which of them store and which take a skip.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -125,7 +125,7 @@ class UNet(nn.Module):
     def convolve_before_upsampling(self) -> None:
         """From now on decoders never compute on upsampled volumes (``Conv3d.over_upsampled``), where that is possible.
 
-        On CPUs it takes a third of such a layer's time; on GPUs it is not measured. Weights stay what they are.
+        On CPUs they train faster so (benchmarks/train_step.py). Weights stay what they are.
         """
         self._joins_taps = self.config.upsample == "nearest"
 
@@ -215,15 +215,9 @@ class DropGen(nn.Module):
         if self.method == "features":
             logits = self.segmentor(features)
         else:
-            # Under autocast features are narrow: joined to a wide image they would be widened, and then narrowed again.
+            # Under autocast features are narrow: beside a wide image they would be widened, and then narrowed again.
             logits = self.segmentor(self.drop(torch.cat([image.to(features.dtype), features], dim=1)))
         return logits
-
-    def convolve_before_upsampling(self) -> None:
-        """:meth:`UNet.convolve_before_upsampling` of encoder and segmentor, where they are such networks."""
-        for network in (self.segmentor, self.encoder):
-            if isinstance(network, UNet):
-                network.convolve_before_upsampling()
 
     def description(self) -> dict[str, object]:
         """What :func:`rebuild` needs, as plain JSON types."""

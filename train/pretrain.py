@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
 from dropgen_rt.train import checkpoint
-from dropgen_rt.train.device import autocast, choose_device
+from dropgen_rt.train.device import autocast, choose_device, move_to
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
 from dropgen_rt.train.shapes import cut_templates, shape_ensemble
 from dropgen_rt.train.synthesis import (
@@ -196,10 +196,8 @@ def pretrain(
     place = choose_device(device)
     anatomy = Anatomy.read(folder, place, tissues)
     torch.manual_seed(config.seed)
-    model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros"))).to(place)
-    model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    if place.type == "cpu":
-        model.encoder.convolve_before_upsampling()
+    model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros")))
+    move_to(model, place)
     optimiser = torch.optim.AdamW(model.parameters(), PEAK_LEARNING_RATE, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, PEAK_LEARNING_RATE, total_steps=max(config.steps, 2), pct_start=WARM_UP

@@ -125,14 +125,14 @@ class SyntheticSampler:
     ) -> None:
         assert dataset.synthesis is not None  # the caller chose this sampler because there is one
         self.synthesis: SynthesisConfig = dataset.synthesis
-        self.edge = config.window[0]
+        self.edge, self.classes = config.window[0], 1 + len(dataset.labels)
         with ThreadPoolExecutor() as pool:
             self.heads = list(pool.map(lambda case: _Head.read(case, dataset, config, device), cases))
 
     def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
         rng = source.numbers
         head = self.heads[rng.integers(len(self.heads))]
-        # Without the option no number is drawn: recorded trainings stay what they were.
+        # Without the option no number is drawn: recorded trainings keep their crops.
         anywhere = self.synthesis.anywhere > 0 and rng.random() < self.synthesis.anywhere
         centre = rng.uniform(0, head.index.shape) if anywhere else _on_a_label(head.centres, rng)
         coordinates = deformed_coordinates(centre, self.edge, head.step, source, self.synthesis.severity)
@@ -144,12 +144,12 @@ class SyntheticSampler:
         # What was stripped from the image is background in the target too.
         shown = source.place(table[MEAN] > 0)
         target = (head.target * shown)[look_up(head.index, middle).to(torch.int64)]
-        return image, averaged_labels(target, passes)
+        return image, averaged_labels(target, self.classes, passes)
 
 
 def passes_of_an_average(share: float, rng: np.random.Generator) -> int:
     """By how many passes a crop is blurred that shall look like an average of heads; 0 for the other crops."""
-    # Without the option no number is drawn, see ``anywhere``. Two to eight are deviations of one to two voxels.
+    # Without the option no number is drawn, as of ``anywhere``. Two to eight are deviations of one to two voxels.
     return int(rng.integers(2, 9)) if share > 0 and rng.random() < share else 0
 
 

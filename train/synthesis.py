@@ -70,7 +70,7 @@ class SynthesisConfig:
     skin and bone differ most between sequences. ``severity`` scales deformation and corruption: 0 is none, 1 the
     full range. ``anywhere`` is the share of crops that lie anywhere in the label map, as a sliding window does,
     instead of on a label: a network that never saw a window of little but air may find anything in one. ``average`` is
-    the share that looks like an average of many heads, as templates are: blurred, image and labels alike.
+    the share that looks like an average of many heads, as templates are: image and labels blurred, what is thin gone.
     """
 
     tissues: dict[str, tuple[int, ...]]
@@ -187,7 +187,7 @@ def paint(
 ) -> Tensor:
     """A (1, n, n, n) float32 image from a fine (2n, 2n, 2n) crop of label indices; corrupted, in [0, 1].
 
-    ``passes`` of the blur that makes it an average of heads come before a scanner does anything to it.
+    ``passes`` of the blur that makes it an average of heads come before what a scanner does.
     """
     rows = source.place(table)
     index = labels.to(torch.int64)
@@ -205,12 +205,16 @@ def averaged(volumes: Tensor, passes: int) -> Tensor:
     return volumes
 
 
-def averaged_labels(labels: Tensor, passes: int) -> Tensor:
-    """The most frequent label of such an average, (n, n, n) of the given type."""
+def averaged_labels(labels: Tensor, classes: int, passes: int) -> Tensor:
+    """The most frequent of ``classes`` labels in such an average, (n, n, n) of the given type."""
     if not passes:
         return labels
-    shares = F.one_hot(labels.to(torch.int64)).movedim(-1, 0)[:, None].float()
-    return averaged(shares, passes)[:, 0].argmax(0).to(labels.dtype)
+    found, most = torch.zeros_like(labels), torch.zeros(labels.shape, device=labels.device)
+    for label in range(classes):
+        share = averaged((labels == label).float()[None, None], passes)[0, 0]
+        found[share > most] = label
+        most = torch.maximum(most, share)
+    return found
 
 
 def corrupt(image: Tensor, source: RandomSource, severity: float = 1.0) -> Tensor:
@@ -235,15 +239,15 @@ def corrupt(image: Tensor, source: RandomSource, severity: float = 1.0) -> Tenso
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of (b, 1, n, n, n) images; ``sigma`` in voxels, three taps, zeros around."""
+    """Separable Gaussian blur of (b, 1, n, n, n) images; ``sigma`` in voxels, three taps, edges repeated."""
     side = float(np.exp(-0.5 / sigma**2))
     centre, side = 1 / (1 + 2 * side), side / (1 + 2 * side)
     for axis in (2, 3, 4):
-        n = images.shape[axis]
-        # Shifted sums: PyTorch's convolution of a single channel takes ten times as long on a CPU.
+        # Shifted sums: PyTorch's convolution of a single channel is slow on a CPU.
+        last = images.shape[axis] - 1
         blurred = images * centre
-        blurred.narrow(axis, 1, n - 1).add_(images.narrow(axis, 0, n - 1), alpha=side)
-        blurred.narrow(axis, 0, n - 1).add_(images.narrow(axis, 1, n - 1), alpha=side)
+        for to, of, count in ((1, 0, last), (0, 1, last), (0, 0, 1), (last, last, 1)):
+            blurred.narrow(axis, to, count).add_(images.narrow(axis, of, count), alpha=side)
         images = blurred
     return images
 

@@ -34,7 +34,7 @@ def convolve_before_upsampling(network: Model) -> int:
         if kernel is not None and _repeats(upsampled):
             split = skip.get_partial_shape()[1].get_length()
             fine = _over_skip(skip, kernel[:, :split].copy(), mirrored)
-            coarse = _over_coarse(upsampled.input_value(0), transposed(kernel[:, split:]), mirrored)
+            coarse = _over_coarse(upsampled.input_value(0), joined_taps(kernel[:, split:]), mirrored)
             node.output(0).replace(ops.add(coarse, fine).output(0))
             replaced += 1
     return replaced
@@ -49,12 +49,12 @@ def _over_skip(skip: Output, kernel: NDArray[np.float32], mirrored: bool) -> Nod
 def _over_coarse(coarse: Output, kernel: NDArray[np.float32], mirrored: bool) -> Node:
     if not mirrored:
         return ops.convolution_backprop_data(coarse, kernel, TWOS, pads_begin=ONES, pads_end=ONES)
-    # An upsampled volume mirrored about its first voxel repeats that voxel: its twin is the second.
+    # Fine voxel -1 mirrors voxel 1, which repeats voxel 0: mirroring the fine volume repeats the coarse one's edge.
     repeated = ops.pad(coarse, AROUND, AROUND, "edge")
     return ops.convolution_backprop_data(repeated, kernel, TWOS, pads_begin=THREES, pads_end=THREES)
 
 
-def transposed(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+def joined_taps(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     """The kernel (inputs, outputs, 4, 4, 4) of the transposed convolution, stride 2 and one voxel cut off all round.
 
     It does what nearest upsampling by two and then ``kernel`` (outputs, inputs, 3, 3, 3) do. Along an axis a coarse

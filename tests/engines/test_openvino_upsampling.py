@@ -8,7 +8,8 @@ from openvino import opset13 as ops
 from tolerances import UPSAMPLED_CONVOLUTION
 
 from dropgen_rt import open_named
-from dropgen_rt.engines.openvino_upsampling import constant, convolve_before_upsampling, transposed
+from dropgen_rt.engines.openvino_upsampling import constant, convolve_before_upsampling, joined_taps
+from dropgen_rt.train import layers
 from dropgen_rt.train.network import UNet, UNetConfig
 
 ONES, RNG = [1, 1, 1], np.random.default_rng(0)
@@ -36,10 +37,15 @@ def transposed_convolution(coarse: np.ndarray, kernel: np.ndarray) -> np.ndarray
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (5, 1, 2)])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 2)])
-def test_the_transposed_kernel(shape, inputs, outputs):
+def test_joined_taps(shape, inputs, outputs):
     coarse, kernel = RNG.standard_normal((inputs, *shape)), RNG.standard_normal((outputs, inputs, 3, 3, 3))
-    found = transposed_convolution(coarse, transposed(kernel))
+    found = transposed_convolution(coarse, joined_taps(kernel))
     assert np.allclose(found, upsampled_and_convolved(coarse, kernel), rtol=0, atol=1e-12)  # float64 throughout
+
+
+def test_training_joins_the_same_taps():
+    kernel = RNG.standard_normal((2, 3, 3, 3, 3))
+    assert np.array_equal(layers.joined_taps(torch.from_numpy(kernel)).numpy(), joined_taps(kernel))
 
 
 def decoder(

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
+from torch import Tensor
 
 from dropgen_rt.store import HOME_VARIABLE
 from dropgen_rt.train import checkpoint
+from dropgen_rt.train.layers import Conv3d
 from dropgen_rt.train.network import UNet, UNetConfig
 
 
@@ -53,3 +55,17 @@ def encoder(tmp_path: Path) -> Path:
     path = tmp_path / "encoder.pt"
     checkpoint.save_encoder(path, UNet(UNetConfig(out_channels=4, width=4, levels=2, padding_mode="zeros")), {})
     return path
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes (z, y, x) of the volumes that decoders then compute before they upsample."""
+    shapes: list[tuple[int, ...]] = []
+    whole = Conv3d.over_upsampled
+
+    def counted(self: Conv3d, skip: Tensor, coarse: Tensor) -> Tensor:
+        shapes.append(tuple(skip.shape[2:]))
+        return whole(self, skip, coarse)
+
+    monkeypatch.setattr(Conv3d, "over_upsampled", counted)
+    return shapes

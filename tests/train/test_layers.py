@@ -1,5 +1,7 @@
 """Our layers against PyTorch's plain ones."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,12 +41,12 @@ def test_over_upsampled_is_the_convolution_of_the_upsampled(
     assert torch.allclose(layer.over_upsampled(skip, coarse), expected, rtol=JOINED_TAPS, atol=JOINED_TAPS)
 
 
-def gradients(layer: Conv3d, narrow: bool, compute: object, *volumes: Tensor) -> list[Tensor]:
+def gradients(layer: Conv3d, narrow: bool, compute: Callable[..., Tensor], *volumes: Tensor) -> list[Tensor]:
     """Of the kernel and the volumes, of the sum of squares of ``compute(*volumes)``."""
     layer.zero_grad()
     inputs = [volume.clone(memory_format=torch.preserve_format).requires_grad_() for volume in volumes]
     with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-        output = compute(*inputs)  # type: ignore[operator]
+        output = compute(*inputs)
     output.float().square().sum().backward()
     return [parameter.grad.clone() for parameter in (layer.weight, *inputs) if parameter.grad is not None]
 
@@ -73,7 +75,8 @@ def test_batch_norm_is_pytorchs() -> None:
     ours, theirs = BatchNorm3d(3).double(), nn.BatchNorm3d(3).double()
     image = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
     for mode in (True, False):
-        ours.train(mode), theirs.train(mode)
+        ours.train(mode)
+        theirs.train(mode)
         assert torch.allclose(ours(image), theirs(image), rtol=JOINED_TAPS, atol=JOINED_TAPS)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert torch.allclose(ours.running_var, theirs.running_var, rtol=JOINED_TAPS)

@@ -93,6 +93,16 @@ def test_pretraining_writes_a_loadable_encoder(balls: Path, tmp_path: Path) -> N
         checkpoint.load(out)
 
 
+def test_training_on_a_cpu_convolves_before_it_upsamples(
+    balls: Path, encoder: Path, tmp_path: Path, joined: list[tuple[int, ...]]
+) -> None:
+    run(balls, tmp_path / "run", replace(CONFIG, steps=1, batch=1, validate_every=9), encoder)
+    assert joined[:2] == [(16, 16, 16)] * 2  # encoder and segmentor
+    joined.clear()
+    pretrain(balls / "labelsTr", tmp_path / "encoder2.pt", PretrainConfig(1, 4, 16), lambda line: None, "cpu")
+    assert joined
+
+
 def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_path: Path, monkeypatch) -> None:
     config = PretrainConfig(3, 4, 16, save_every=1)
     pretrain(balls / "labelsTr", tmp_path / "unbroken.pt", config, lambda line: None, "cpu")

@@ -1,4 +1,4 @@
-"""Where crops of label maps lie: on a label, or anywhere as a sliding window does."""
+"""Crops of label maps: on a label, or anywhere as a sliding window lies; some like averages of heads."""
 
 import json
 from pathlib import Path
