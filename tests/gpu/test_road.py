@@ -132,7 +132,7 @@ def test_a_network_that_never_fits_is_refused(device):
 
 
 def test_too_little_device_memory_is_refused_before_the_start(device, monkeypatch):
-    monkeypatch.setattr(device, "free", 2**20)
+    monkeypatch.setattr(device, "free", 2**19)
     with pytest.raises(MemoryLimitError, match="this scan needs"):
         both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), HostNetwork())
     assert not device.held
