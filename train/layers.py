@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-# Below this many voxels of output, joining taps takes longer than the smaller convolution saves: between 8^3 and 16^3
-# for batches of two and 64 channels, seen on two cores in bf16.
+# Below this many voxels of output, joining taps takes longer than the smaller convolution saves.
 WORTH_JOINING = 4096
 
 

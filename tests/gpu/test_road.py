@@ -9,7 +9,7 @@ from cuda_on_host import CXX, HostDevice, build
 from dropgen_rt.errors import DeviceMemoryError, MemoryLimitError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.gpu.road import GpuRoad
-from dropgen_rt.gpu.scan import roll_scan
+from dropgen_rt.gpu.scan import choose_batch, roll_scan
 from dropgen_rt.kernels import AxisMap
 from dropgen_rt.manifest import Intensity, Label, Manifest
 from dropgen_rt.record import Stopwatch
@@ -132,7 +132,19 @@ def test_a_network_that_never_fits_is_refused(device):
 
 
 def test_too_little_device_memory_is_refused_before_the_start(device, monkeypatch):
-    monkeypatch.setattr(device, "free", 2**19)
+    """One byte less than a single window takes; with that byte it is not refused."""
+    volume = head((60, 44, 50), (1.5, 1.5, 1.5))
+    plan = WindowPlan.cover(volume.geometry.resampled(MANIFEST.spacing_mm).shape, WINDOW, 0.5)
+    needed = sum(choose_one(device, plan, volume.geometry.shape).memory.parts.values())
+    monkeypatch.setattr(device, "free", needed)
+    assert choose_one(device, plan, volume.geometry.shape).batch == 1
+    monkeypatch.setattr(device, "free", needed - 1)
     with pytest.raises(MemoryLimitError, match="this scan needs"):
-        both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), HostNetwork())
+        both(device, volume, Settings(), HostNetwork())
     assert not device.held
+
+
+def choose_one(device, plan, native_shape):
+    return choose_batch(
+        device, plan, native_shape, channels=1, classes=MANIFEST.classes, most=1, probabilities=False, limit=None
+    )

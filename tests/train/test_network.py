@@ -1,6 +1,7 @@
 """The networks against the published layouts and the outputs of the original code."""
 
 import csv
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -166,10 +167,12 @@ def test_segmentor_begins_as_the_images_own() -> None:
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
-def test_joined_taps_change_nothing_but_sums(padding_mode: str, joined: list[tuple[int, ...]]) -> None:
+def test_joined_taps_change_nothing_but_sums(
+    padding_mode: Literal["zeros", "reflect"], joined: list[tuple[int, ...]]
+) -> None:
     """Whole networks, the finest level joined and the others below the size where it is worth it; also gradients."""
     torch.manual_seed(0)
-    network = UNet(UNetConfig(2, 3, 4, 3, padding_mode=padding_mode)).double().train()  # type: ignore[arg-type]
+    network = UNet(UNetConfig(2, 3, 4, 3, padding_mode=padding_mode)).double().train()
     image = torch.rand(1, 2, 32, 16, 24, dtype=torch.float64)
     results = []
     for join in (False, True):
