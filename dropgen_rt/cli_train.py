@@ -30,7 +30,7 @@ def require(module: str, extra: str) -> None:
 @click.option("--drop", type=float, help="Share of channels dropped while training.")
 @click.option("--subjects", type=int, help="Train on this many cases, drawn by --seed.")
 @click.option("--segmentor", help="unet, dynunet, segresnet or swinunetr.")
-@click.option("--loss", help="dice_ce, dice_focal or tversky.")
+@click.option("--loss", help="dice_ce, dice_focal, tversky or ce.")
 @click.option("--steps", type=int)
 @click.option("--batch", type=int, help="Crops per step, over all processes together.")
 @click.option("--window", type=int, nargs=3, help="Voxels, Z Y X; by default from the data set.")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dropgen_rt.build import PLANNED
 from dropgen_rt.engine_files import EngineRecord, readable_records
 from dropgen_rt.errors import DropgenError
-from dropgen_rt.store import default_name, engine_keys, installed, open_named
+from dropgen_rt.store import default_name, engine_keys, installed, open_named, superseded
 
 
 def table() -> Iterator[str]:
@@ -21,6 +21,8 @@ def table() -> Iterator[str]:
         engines = [_short(known[key]) for key in engine_keys(name) if key in known]
         labels = f"{len(model.manifest.labels)} labels, {_by(model.manifest.spacing_mm)} mm"
         yield f"{mark} {name}  {labels}  {', '.join(engines) or 'no engine built: openvino fp32'}"
+        if superseded(name):
+            yield f"  {name} is kept as it was built; for the package's newer one: dropgen-rt models remove {name}"
     yield from (f"warning: {error}" for error in wrong)
 
 

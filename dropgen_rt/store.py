@@ -178,6 +178,14 @@ def _entries() -> list[Path]:
     return sorted(path for path in (home() / "models").glob("*.json") if _NAME.fullmatch(path.stem))
 
 
+def superseded(name: str) -> bool:
+    """Whether the package carries other weights than ``name`` stands for, as after an upgrade. Raises ModelError."""
+    entry, packaged = _entry_path(name), _packaged(name)
+    if not (entry.is_file() and packaged.is_file()):
+        return False
+    return hashlib.sha256(packaged.read_bytes()).hexdigest() != _read_entry(entry).model_sha256
+
+
 def named_objects() -> set[str]:
     """Digests of the models that names stand for. Raises ModelError for a damaged entry."""
     return {_read_entry(path).model_sha256 for path in _entries()}

@@ -6,6 +6,7 @@ import pytest
 
 from dropgen_rt.errors import MissingModelError, ModelError, OutputError, UsageError
 from dropgen_rt.model import read_model
+from dropgen_rt.show import table
 from dropgen_rt.store import (
     DEMO_MODEL,
     cache_folder,
@@ -15,6 +16,7 @@ from dropgen_rt.store import (
     install,
     installed,
     open_named,
+    superseded,
 )
 from dropgen_rt.store import home as data_folder
 
@@ -90,6 +92,18 @@ def test_a_default_that_is_gone(home):
     (home / "default").write_text("gone\n")
     with pytest.raises(MissingModelError, match="'gone'"):
         open_named(None)
+
+
+def test_an_upgraded_package_does_not_change_a_built_model_and_says_so(model):
+    note = "  brain9 is kept as it was built; for the package's newer one: dropgen-rt models remove brain9"
+    assert not superseded(DEMO_MODEL)
+    install(open_named(DEMO_MODEL), DEMO_MODEL, make_default=False)
+    assert not superseded(DEMO_MODEL) and note not in table()
+    install(model, DEMO_MODEL, make_default=False)
+    assert superseded(DEMO_MODEL) and note in table()
+    assert open_named(DEMO_MODEL).sha256 == model.sha256
+    install(model, "mine", make_default=False)
+    assert not superseded("mine")
 
 
 def test_a_default_that_leaves_the_folder(home):

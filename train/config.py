@@ -12,8 +12,8 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.network import METHODS, Method
 from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
 
-LossKind = Literal["dice_ce", "dice_focal", "tversky"]
-LOSSES: tuple[LossKind, ...] = ("dice_ce", "dice_focal", "tversky")
+LossKind = Literal["dice_ce", "dice_focal", "tversky", "ce"]
+LOSSES: tuple[LossKind, ...] = ("dice_ce", "dice_focal", "tversky", "ce")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 AXES = ("x", "y", "z")

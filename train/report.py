@@ -34,6 +34,7 @@ class TrainingReport:
         self._dice: float | None = None
         self._bar = None
         self.rows: list[dict[str, str]] = []
+        self._before: float | None = None  # seconds of the run that is resumed; known with the first row
         if not speaks:
             return
         if resume:
@@ -84,13 +85,16 @@ class TrainingReport:
         return f", {self._rate:.1f} samples/s, {seconds / 60:.0f} min left" if step < self._config.steps else ""
 
     def _keep(self, row: dict[str, Any]) -> None:
-        seconds = time.perf_counter() - self._start
+        # A run that was killed after its last checkpoint writes those steps again.
+        self.rows = [kept for kept in self.rows if int(kept["step"]) < row["step"]]
+        if self._before is None:
+            self._before = float(self.rows[-1]["seconds"]) if self.rows else 0.0
+        seconds = self._before + time.perf_counter() - self._start
         line = {
             "step": str(row["step"]), "seconds": f"{seconds:.1f}", "samples_per_s": f"{self._rate:.2f}",
             "loss": f"{self._loss:.4f}", "dice": f"{row['dice']:.4f}" if "dice" in row else "",
         }  # fmt: skip
-        # A run that was killed after its last checkpoint writes those steps again.
-        self.rows = [*(kept for kept in self.rows if int(kept["step"]) < row["step"]), line]
+        self.rows.append(line)
         with (self._out / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()

@@ -1,0 +1,33 @@
+"""What a training run writes down while it goes on."""
+
+import csv
+from pathlib import Path
+
+from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.report import TrainingReport
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_resumed_run_counts_its_seconds_on(tmp_path: Path) -> None:
+    """Stopped after the checkpoint of step 50, with a row of step 100 that is computed again."""
+    table = "step,seconds,samples_per_s,loss,dice\n50,300.0,1.00,0.9,0.5\n100,600.0,1.00,0.8,\n"
+    (tmp_path / "metrics.csv").write_text(table)
+    with TrainingReport(tmp_path, TrainConfig(steps=200), resume=True) as report:
+        for step in range(51, 151):
+            report({"step": step, "loss": 0.7})
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == ["50", "100", "150"]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert seconds[0] == 300 and 300 <= seconds[1] <= seconds[2] < 600
+
+
+def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:
+    with TrainingReport(tmp_path, TrainConfig(steps=50), resume=False) as report:
+        for step in range(1, 51):
+            report({"step": step, "loss": 0.7})
+    (row,) = rows_of(tmp_path)
+    assert float(row["seconds"]) < 300 and row["loss"] == "0.7000"
