@@ -1,15 +1,9 @@
 """What a training run writes down while it goes on."""
 
-import csv
 from pathlib import Path
 
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.report import TrainingReport
-
-
-def rows_of(out: Path) -> list[dict[str, str]]:
-    with (out / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+from dropgen_rt.train.report import TrainingReport, read_metrics
 
 
 def test_a_resumed_run_counts_its_seconds_on(tmp_path: Path) -> None:
@@ -19,7 +13,7 @@ def test_a_resumed_run_counts_its_seconds_on(tmp_path: Path) -> None:
     with TrainingReport(tmp_path, TrainConfig(steps=200), resume=True) as report:
         for step in range(51, 151):
             report({"step": step, "loss": 0.7})
-    rows = rows_of(tmp_path)
+    rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == ["50", "100", "150"]
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds[0] == 300 and 300 <= seconds[1] <= seconds[2] < 600
@@ -29,5 +23,5 @@ def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:
     with TrainingReport(tmp_path, TrainConfig(steps=50), resume=False) as report:
         for step in range(1, 51):
             report({"step": step, "loss": 0.7})
-    (row,) = rows_of(tmp_path)
+    (row,) = read_metrics(tmp_path)
     assert float(row["seconds"]) < 300 and row["loss"] == "0.7000"
