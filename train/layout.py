@@ -63,7 +63,7 @@ def find_in_folders(folder: Path, channels: int, synthetic: bool) -> Found:
                 continue
             found.of(split).append(Case(name, paths, label))
         if labels and not synthetic and short != "Ts":  # a challenge's test images have no labels
-            found.faults += [f"{path}: no label map in labels{short}; add it" for path in images if _lone(path, labels)]
+            found.faults += [_without_label(path, by_stem, short) for path in images if _lone(path, labels)]
     return found
 
 
@@ -85,6 +85,13 @@ def _lone(image: Path, labels: Iterable[Path]) -> bool:
     names = {stem(label) for label in labels}
     name = stem(image)
     return name not in names and not (name[-5:-4] == "_" and name[-4:].isdigit() and name[:-5] in names)
+
+
+def _without_label(image: Path, by_stem: dict[str, Path], short: str) -> str:
+    scan, _, end = stem(image).rpartition("_")
+    if end == "seg" and scan in by_stem:  # infer leaves its labels beside the scan
+        return f"{image}: not an image but the labels that infer gave {by_stem[scan].name}; move it elsewhere"
+    return f"{image}: no label map in labels{short}; add it"
 
 
 def find_in_table(table: Path, channels: int, synthetic: bool) -> Found:

@@ -178,11 +178,13 @@ def test_all_faults_are_listed_at_once(balls: Path) -> None:
     write(np.full(shape, 7, np.uint8), labels / "case3.nii.gz")
     write(np.zeros(shape, np.uint8), labels / "case4.nii.gz")
     (images / "case5_0000.nii.gz").write_bytes(b"no image")
+    write(np.ones(shape, np.uint8), images / "case2_0000_seg.nii.gz")
     describe(balls, labels={"background": 0, "dim": 1, "bright": 2, "unseen": 3})
     lines = refusal(balls).splitlines()
     expected = [
         "labelsTr/case0.nii.gz: 0 of 1 channels in imagesTr; add case0_0000.nii.gz",
         "imagesTr/case1_0000.nii.gz: no label map in labelsTr; add it",
+        "case2_0000_seg.nii.gz: not an image but the labels that infer gave case2_0000.nii.gz; move it elsewhere",
         "case2.nii.gz: its grid (5 x 5 x 5 voxels of 1 x 1 x 1 mm) is not that of case2_0000.nii.gz",
         "case3.nii.gz: values that dataset.json does not list: 7; add them",
         "case3.nii.gz: no voxel of any label",
