@@ -58,6 +58,7 @@ def main() -> None:
     report.add_argument("--runs", type=Path, required=True)
     report.add_argument("--out", type=Path, required=True)
     report.add_argument("--picture", type=Path)
+    report.add_argument("--keep", type=Path, help="An earlier report: settings without runs in RUNS are taken from it.")
     arguments = parser.parse_args()
     {"prepare": do_prepare, "run": do_run, "report": do_report}[arguments.verb](arguments)
 
@@ -213,6 +214,8 @@ def do_report(arguments: argparse.Namespace) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
     tables = {setting: table([run for run in runs if run["note"]["setting"] == setting])
               for setting in sorted({run["note"]["setting"] for run in runs})}  # fmt: skip
+    if arguments.keep is not None:
+        tables = kept(json.loads(arguments.keep.read_text()), tables)
     for setting, figures in tables.items():
         print(f"\n{setting}: mean Dice over labels and cases, mean +- standard deviation over seeds")
         print(f"{'method':14}{'in-domain':>16}{'out-of-domain':>16}")
@@ -224,6 +227,13 @@ def do_report(arguments: argparse.Namespace) -> None:
     if arguments.picture is not None:
         draw(tables, arguments.picture)
     write(arguments.out, {"settings": tables})
+
+
+def kept(earlier: dict, tables: dict) -> dict:
+    """``tables``, and of an earlier report the settings that they lack, with the date and version they were run with."""
+    origin = {"date": earlier["date"], "version": earlier["version"]}
+    settings = {name: origin | figures for name, figures in earlier["settings"].items() if name not in tables}
+    return dict(sorted((settings | tables).items()))
 
 
 def cell(figure: dict) -> str:
