@@ -230,7 +230,7 @@ def do_report(arguments: argparse.Namespace) -> None:
 
 
 def kept(earlier: dict, tables: dict) -> dict:
-    """``tables``, and of an earlier report the settings that they lack, with the date and version they were run with."""
+    """``tables``, and of an earlier report the settings that they lack, with its date and version."""
     origin = {"date": earlier["date"], "version": earlier["version"]}
     settings = {name: origin | figures for name, figures in earlier["settings"].items() if name not in tables}
     return dict(sorted((settings | tables).items()))
