@@ -119,8 +119,8 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
         raise UsageError(f"{prediction} and {label}: one is a folder, the other is not; give two files or two folders")
     if not prediction.is_dir():
         return [(prediction, label)]
-    labels = {stem(path): path for path in sorted(label.iterdir()) if scan_suffix(path)}
-    predictions = {_case(path, labels): path for path in sorted(prediction.iterdir()) if scan_suffix(path)}
+    labels = {stem(path): path for path in sorted(label.iterdir()) if _is_map(path)}
+    predictions = {_case(path, labels): path for path in sorted(prediction.iterdir()) if _is_map(path)}
     missing = sorted(set(labels) - set(predictions))
     if missing or not labels:
         what = f"no prediction for {_some(missing)}" if missing else f"no label maps in {label}"
@@ -130,9 +130,16 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
     return [(predictions[name], path) for name, path in labels.items()]
 
 
+def _is_map(path: Path) -> bool:
+    return bool(scan_suffix(path)) and not path.name.startswith(".")  # ._NAME is what macOS leaves beside NAME
+
+
 def _case(prediction: Path, labels: Mapping[str, Path]) -> str:
-    """The label's name that a prediction belongs to: without _seg, and without nnU-Net's _0000 of the image."""
-    name = stem(prediction).removesuffix("_seg")
+    """The label's name that a prediction belongs to: its own, or without _seg, and without nnU-Net's _0000."""
+    name = stem(prediction)
+    if name in labels:  # two folders of results
+        return name
+    name = name.removesuffix("_seg")
     return name if name in labels else name.removesuffix("_0000")
 
 

@@ -17,6 +17,9 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.scan_header import MAX_VOXELS
 from dropgen_rt.volume import Volume
 
+# The smallest normal float32: dividing by less leaves its range.
+SMALLEST_RANGE = float(np.finfo(np.float32).tiny)
+
 
 def working_grid(scan: Geometry, orientation: str, spacing_mm: tuple[float, float, float]) -> Geometry:
     """The model's grid over a scan's field of view.
@@ -111,6 +114,10 @@ def normalisation_of(
         if not low < high:
             raise UnsuitableInputError(
                 f"channel {index} holds the single value {low:g} on the model's grid; give a scan with contrast"
+            )
+        if high - low < SMALLEST_RANGE:
+            raise UnsuitableInputError(
+                f"channel {index} goes from {low:g} to {high:g} only, too little to scale by; give a scan with contrast"
             )
         lower.append(float(low))
         upper.append(float(high))

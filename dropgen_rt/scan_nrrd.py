@@ -63,7 +63,8 @@ def _fields(path: Path, head: bytes) -> tuple[dict[str, str], int]:
     blank = re.search(rb"\r?\n\r?\n", head)
     text = head[: blank.start() if blank else len(head)].decode("latin-1")
     fields = {}
-    for line in text.splitlines()[1:]:
+    # Not splitlines(): in UTF-8 some letters hold a byte that it takes for the end of a line.
+    for line in text.split("\n")[1:]:
         if line.startswith("#") or ":=" in line:
             continue
         key, colon, value = line.partition(":")

@@ -130,6 +130,11 @@ def test_predictions_named_after_nnunet_images_find_their_labels(tmp_path):
     assert list(evaluate_files(*pair, None, None))[-1] == "mean Dice 1.0000"
 
 
+def test_two_folders_of_results_and_what_macos_leaves_there(tmp_path):
+    pair = folders(tmp_path, {"a_seg": line(1), "._a_seg": line(2)}, {"a_seg": line(1), "._a_seg": line(1)})
+    assert list(evaluate_files(*pair, None, None))[-1] == "mean Dice 1.0000"
+
+
 def test_folders_that_do_not_fit_are_refused(tmp_path):
     pair = folders(tmp_path, {"a": line(1)}, {"a": line(1), "b": line(1)})
     with pytest.raises(MissingInputError, match="no prediction for b; names must be alike"):

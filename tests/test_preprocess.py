@@ -175,6 +175,14 @@ def test_a_channel_without_contrast_is_refused():
         normalisation(volume, Intensity())
 
 
+def test_a_channel_of_too_little_contrast_for_float32_is_refused():
+    volume = noise(grid())
+    volume.array[:] = 0
+    volume.array[0, 1, 1, 1] = 1e-42
+    with pytest.raises(UnsuitableInputError, match=r"channel 0 goes from 0 to 1\.\d+e-42 only"):
+        normalisation(volume, Intensity())
+
+
 def test_a_grid_too_large_for_memory_is_refused_before_it_is_made():
     # 1600 m of it, at 1 mm and 100 mm across
     geometry = grid((16384, 1, 1), (100.0, 100.0, 100.0))

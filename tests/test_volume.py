@@ -65,6 +65,7 @@ GOOD: list[tuple[str, Build, str]] = [
     ("gzip.nrrd", lambda m: m.nrrd(gzip.compress(m.voxels()), encoding="gzip"), "float32"),
     ("ras.nrrd", lambda m: m.nrrd(space="RAS", space_directions="(-1.5,0,0) (0,-2,0) (0,0,3)",
                                         space_origin="(10,20,-30)"), "float32"),
+    ("letters.nrrd", lambda m: m.nrrd().replace(b"\n", "\n# Gerät Ånd\nname:=Wąs\n".encode(), 1), "float32"),
     ("trailing.nrrd", lambda m: m.nrrd(dimension="4", sizes="4 5 6 1", kinds="domain domain domain list",
                                              space_directions="(1.5,0,0) (0,2,0) (0,0,3) none"), "float32"),
     ("leading.nrrd", lambda m: m.nrrd(dimension="4", sizes="1 4 5 6", kinds="list domain domain domain",

@@ -1,10 +1,12 @@
 """Which files a path offers: a folder searched to its depth, one file, or the members of a ZIP archive."""
 
+import lzma
 import os
 import stat
 import struct
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +28,10 @@ _FIRST_ELEMENTS = (0x00, 0x01, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)
 #: Value types of such elements, and the most bytes that one holds.
 _FIRST_VRS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO")
 _FIRST_BYTES = 256
+#: What the standard library raises for damaged, encrypted or unusual archives, by their compression.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, RuntimeError, ValueError,
+)  # fmt: skip
 _ACCEPTED = "a folder, file or ZIP archive of one DICOM study"
 
 
@@ -138,7 +144,7 @@ def _unpacked(path: Path) -> FileSet:
                 _unpack(path, archive, member, Path(temporary.name) / f"{index:06d}")
                 for index, member in enumerate(members)
             ]
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+    except _DAMAGED as error:
         raise refusal(
             UnreadableInputError, path, "a damaged or unusual ZIP archive", _ACCEPTED, "pack it again"
         ) from error

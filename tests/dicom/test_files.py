@@ -53,6 +53,16 @@ def test_a_member_that_is_larger_than_it_says(tmp_path: Path) -> None:
         find_files(path)
 
 
+def test_a_member_whose_compressed_bytes_are_damaged(tmp_path: Path) -> None:
+    path = packed(write(tmp_path / "series"), tmp_path / "study.zip")
+    content = bytearray(path.read_bytes())
+    name, extra = (int.from_bytes(content[k : k + 2], "little") for k in (26, 28))
+    content[30 + name + extra] = 0xFF  # a block of a kind that deflate does not have
+    path.write_bytes(content)
+    with pytest.raises(UnreadableInputError, match="a damaged or unusual ZIP archive"):
+        find_files(path)
+
+
 def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = packed(write(tmp_path / "series"), tmp_path / "study.zip")
     monkeypatch.setattr(files, "MAX_UNPACKED_BYTES", 1000)
