@@ -14,7 +14,7 @@ from dropgen_rt.atomic import atomic_group
 from dropgen_rt.dataset_labels import LabelTable, read_label_table
 from dropgen_rt.errors import GeometryError, MissingInputError, UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.inspect_file import scan_suffix
+from dropgen_rt.inspect_file import scans_in
 from dropgen_rt.scan_header import refusal
 from dropgen_rt.surface import hd95_and_surface_dice
 from dropgen_rt.volume import read_label_map, stem
@@ -119,8 +119,8 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
         raise UsageError(f"{prediction} and {label}: one is a folder, the other is not; give two files or two folders")
     if not prediction.is_dir():
         return [(prediction, label)]
-    labels = {stem(path): path for path in sorted(label.iterdir()) if _is_map(path)}
-    predictions = {_case(path, labels): path for path in sorted(prediction.iterdir()) if _is_map(path)}
+    labels = {stem(path): path for path in scans_in(label)}
+    predictions = {_case(path, labels): path for path in scans_in(prediction)}
     missing = sorted(set(labels) - set(predictions))
     if missing or not labels:
         what = f"no prediction for {_some(missing)}" if missing else f"no label maps in {label}"
@@ -128,10 +128,6 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
             f"{prediction}: {what}; names must be alike, a prediction's may end in _seg or _0000_seg"
         )
     return [(predictions[name], path) for name, path in labels.items()]
-
-
-def _is_map(path: Path) -> bool:
-    return bool(scan_suffix(path)) and not path.name.startswith(".")  # ._NAME is what macOS leaves beside NAME
 
 
 def _case(prediction: Path, labels: Mapping[str, Path]) -> str:

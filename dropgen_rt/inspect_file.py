@@ -18,6 +18,11 @@ def scan_suffix(path: Path) -> str:
     return next((suffix for suffix in SCAN_SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
+def scans_in(folder: Path) -> list[Path]:
+    """What lies in a folder under a scan's name, sorted; hidden names, such as macOS's ``._NAME``, are passed over."""
+    return sorted(entry for entry in folder.iterdir() if scan_suffix(entry) and not entry.name.startswith("."))
+
+
 def inspect_file(path: Path, keep: bytearray | None = None) -> RawHeader:
     """Check one scan from its raw header to its last byte, without SimpleITK; voxels go to ``keep`` as stored.
 

@@ -28,7 +28,7 @@ from dropgen_rt.errors import (
     UnsuitableInputError,
 )
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.inspect_file import SCAN_SUFFIXES, inspect_file, scan_suffix
+from dropgen_rt.inspect_file import SCAN_SUFFIXES, inspect_file, scan_suffix, scans_in
 from dropgen_rt.scan_header import RawHeader, is_text, not_readable, refusal
 from dropgen_rt.scan_nifti import disagreement
 
@@ -187,7 +187,7 @@ def _existing(path: Path) -> Path:
 
 
 def _scans_in(folder: Path) -> list[Path]:
-    scans = sorted(entry for entry in folder.iterdir() if scan_suffix(entry) and _is_scan_name(entry))
+    scans = [entry for entry in scans_in(folder) if entry.is_file() and not _is_label_name(entry)]
     if scans and any(entry.suffix.lower() == ".dcm" for entry in folder.iterdir()):
         step = "name the scans one by one, or the DICOM folder by itself"
         raise refusal(UnsuitableInputError, folder, "a folder with both scans and DICOM files", "one of the two", step)
@@ -201,8 +201,8 @@ def _scans_in(folder: Path) -> list[Path]:
     return scans
 
 
-def _is_scan_name(path: Path) -> bool:
-    return not path.name.startswith(".") and not stem(path).lower().endswith(LABEL_ENDINGS) and path.is_file()
+def _is_label_name(path: Path) -> bool:
+    return stem(path).lower().endswith(LABEL_ENDINGS)
 
 
 def _load(path: Path) -> tuple[RawHeader, np.ndarray, Geometry]:

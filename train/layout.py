@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dropgen_rt.errors import MissingInputError, UnreadableInputError
-from dropgen_rt.inspect_file import scan_suffix
+from dropgen_rt.inspect_file import scan_suffix, scans_in
 from dropgen_rt.volume import stem
 
 SPLITS = {"Tr": "training", "Val": "validation", "Ts": "testing"}
@@ -68,9 +68,7 @@ def find_in_folders(folder: Path, channels: int, synthetic: bool) -> Found:
 
 
 def _scans(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if scan_suffix(path) and not path.name.startswith("."))
+    return scans_in(folder) if folder.is_dir() else []
 
 
 def _channels(name: str, by_stem: dict[str, Path], channels: int) -> tuple[Path, ...]:

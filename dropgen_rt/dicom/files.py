@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from dropgen_rt.errors import InputError, MissingInputError, ResourceError, UnreadableInputError, UnsuitableInputError
 from dropgen_rt.scan_header import refusal
@@ -28,10 +29,6 @@ _FIRST_ELEMENTS = (0x00, 0x01, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)
 #: Value types of such elements, and the most bytes that one holds.
 _FIRST_VRS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO")
 _FIRST_BYTES = 256
-#: What the standard library raises for damaged, encrypted or unusual archives, by their compression.
-_DAMAGED = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, RuntimeError, ValueError,
-)  # fmt: skip
 _ACCEPTED = "a folder, file or ZIP archive of one DICOM study"
 
 
@@ -144,7 +141,7 @@ def _unpacked(path: Path) -> FileSet:
                 _unpack(path, archive, member, Path(temporary.name) / f"{index:06d}")
                 for index, member in enumerate(members)
             ]
-    except _DAMAGED as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
         raise refusal(
             UnreadableInputError, path, "a damaged or unusual ZIP archive", _ACCEPTED, "pack it again"
         ) from error
@@ -167,9 +164,21 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> Path:
     left = member.file_size  # a member that is longer than it says is a bomb or damaged
     with archive.open(member) as packed, target.open("wb") as file:
-        while block := packed.read(2**20):
+        while block := _next_block(packed):
             left -= len(block)
             if left < 0:
                 raise zipfile.BadZipFile
             file.write(block)
     return target
+
+
+def _next_block(packed: IO[bytes]) -> bytes:
+    """Up to a mebibyte; what each decompressor raises for damaged bytes becomes BadZipFile."""
+    try:
+        return packed.read(2**20)
+    except (zlib.error, lzma.LZMAError) as error:
+        raise zipfile.BadZipFile from error
+    except OSError as error:
+        if error.errno is None:  # bzip2's word for damaged bytes; the system's errors have a number
+            raise zipfile.BadZipFile from error
+        raise

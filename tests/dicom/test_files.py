@@ -14,8 +14,8 @@ from dropgen_rt.dicom.read import read_dicom
 from dropgen_rt.errors import MissingInputError, UnreadableInputError, UnsuitableInputError
 
 
-def packed(folder: Path, target: Path, name: str = "{}") -> Path:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+def packed(folder: Path, target: Path, method: int = zipfile.ZIP_DEFLATED, name: str = "{}") -> Path:
+    with zipfile.ZipFile(target, "w", method) as archive:
         for path in sorted(folder.iterdir()):
             archive.write(path, name.format(path.name))
     return target
@@ -34,7 +34,7 @@ def test_a_zip_archive_is_read_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../{}", "/etc/{}", "a\\..\\..\\{}", "CANARY/{}"])
 def test_member_names_lead_nowhere(tmp_path: Path, name: str) -> None:
-    found = find_files(packed(write(tmp_path / "series"), tmp_path / "study.zip", name))
+    found = find_files(packed(write(tmp_path / "series"), tmp_path / "study.zip", name=name))
     assert found.temporary is not None
     assert [path.parent for path in found.files] == [Path(found.temporary.name)] * 6
     assert [path.name for path in found.files] == [f"{k:06d}" for k in range(6)]
@@ -53,11 +53,13 @@ def test_a_member_that_is_larger_than_it_says(tmp_path: Path) -> None:
         find_files(path)
 
 
-def test_a_member_whose_compressed_bytes_are_damaged(tmp_path: Path) -> None:
-    path = packed(write(tmp_path / "series"), tmp_path / "study.zip")
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_whose_compressed_bytes_are_damaged(tmp_path: Path, method: int) -> None:
+    path = packed(write(tmp_path / "series"), tmp_path / "study.zip", method)
     content = bytearray(path.read_bytes())
-    name, extra = (int.from_bytes(content[k : k + 2], "little") for k in (26, 28))
-    content[30 + name + extra] = 0xFF  # a block of a kind that deflate does not have
+    size, name, extra = (int.from_bytes(content[k : k + n], "little") for k, n in ((18, 4), (26, 2), (28, 2)))
+    start = 30 + name + extra
+    content[start : start + size] = b"\xff" * size
     path.write_bytes(content)
     with pytest.raises(UnreadableInputError, match="a damaged or unusual ZIP archive"):
         find_files(path)
