@@ -24,9 +24,10 @@ from recording import write
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from dicom_series import write as write_series
 
-from dropgen_rt.dicom.job import WritingJob, read_sources
+from dropgen_rt.dicom.job import WritingJob
 from dropgen_rt.dicom.read import DicomScan, read_dicom
 from dropgen_rt.dicom.segmentation import build, check
+from dropgen_rt.dicom.sources import read_sources
 from dropgen_rt.manifest import Label
 from dropgen_rt.record import Record
 

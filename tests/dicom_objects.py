@@ -28,8 +28,8 @@ def blobs(seed: int = 0) -> np.ndarray:
     return labels
 
 
-def model() -> Model:
-    manifest = Manifest("tiny", NAMES, (1.0, 1.0, 1.0), (16, 16, 16), 1)
+def model(names: tuple[Label, ...] = NAMES) -> Model:
+    manifest = Manifest("tiny", names, (1.0, 1.0, 1.0), (16, 16, 16), 1)
     return Model(Path("tiny.onnx"), b"", "ab" * 32, manifest)
 
 
@@ -59,8 +59,10 @@ def source(folder: Path, **how: object) -> DicomScan:
     return read_dicom(write(folder, array, **how))
 
 
-def written(scan: DicomScan, labels: np.ndarray, folder: Path, *kinds: str) -> dict[str, Path]:
+def written(
+    scan: DicomScan, labels: np.ndarray, folder: Path, *kinds: str, names: tuple[Label, ...] = NAMES
+) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     files = {kind: folder / f"{kind}.dcm" for kind in kinds}
-    write_objects(scan, result_of(scan, on_grid(scan, labels)), model(), files)
+    write_objects(scan, result_of(scan, on_grid(scan, labels)), model(names), files)
     return files

@@ -1,4 +1,4 @@
-"""What all objects of one job share: the source data sets, derived identifiers, fixed dates, the software's name.
+"""What all objects of one job share: derived identifiers, fixed dates, the software's name.
 
 Identifiers are digests of what went in and what came out, so the same job writes the same objects and a PACS
 recognises them; dates are the source's, for a clock would make every run another one.
@@ -6,14 +6,11 @@ recognises them; dates are the source's, for a clock would make every run anothe
 
 import copy
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import highdicom as hd
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 
@@ -23,21 +20,10 @@ from dropgen_rt.record import Record
 
 MANUFACTURER = "dropgen-rt"
 
-# What these say about a file may quote it; what matters becomes an error of our own.
-for _name in ("pydicom", "highdicom"):
-    logging.getLogger(_name).addHandler(logging.NullHandler())
-    logging.getLogger(_name).propagate = False
-
 #: Where the objects stand among the study's series.
 SERIES_NUMBERS = {"dicom-seg": 9001, "dicom-labelmap": 9002, "dicom-sr": 9003, "dicom-sc": 9004}
 
 MARK = "RESEARCH USE ONLY"
-
-# Attributes that may be empty but must be there (type 2); anonymisers remove them.
-_TYPE_2 = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
-    "StudyTime", "ReferringPhysicianName",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,57 +101,6 @@ class WritingJob:
         date = next((str(source.get(key)) for key in ("SeriesDate", "StudyDate") if source.get(key)), "19700101")
         time = next((str(source.get(key)) for key in ("SeriesTime", "StudyTime") if source.get(key)), "000000")
         return date, time
-
-
-def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
-    """The source data sets in slice order, without pixels; the guarded child has parsed the same bytes before.
-
-    Made fit for reference: type 2 attributes that an anonymiser removed are there, empty; orientation and slice
-    thickness are stated once for all. Of multi-frame images one is left, with the frames of all that were used, in
-    slice order (``settle`` puts their true numbers and files back): highdicom takes no more than one.
-    """
-    files = dict.fromkeys(plane.header.file for plane in scan.slices)
-    sources = [pydicom.dcmread(scan.files.files[file], stop_before_pixels=True, force=True) for file in files]
-    for dataset in sources:
-        for keyword in _TYPE_2:
-            if keyword not in dataset:
-                setattr(dataset, keyword, "")
-        meta = dataset.file_meta
-        dataset.SOPClassUID = dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID
-        dataset.SOPInstanceUID = dataset.get("SOPInstanceUID") or meta.MediaStorageSOPInstanceUID
-        if not dataset.get("FrameOfReferenceUID"):
-            text = f"frame of reference\n{dataset.SeriesInstanceUID}"
-            dataset.FrameOfReferenceUID = f"2.25.{int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)}"
-        if scan.slices[0].header.enhanced:
-            _keep_used_frames(dataset, scan)
-        else:
-            dataset.ImageOrientationPatient = sources[0].ImageOrientationPatient
-            if not dataset.get("SliceThickness"):
-                dataset.SliceThickness = _decimal(scan.grid.geometry.spacing_mm[2])
-    return tuple(sources[:1] if scan.slices[0].header.enhanced else sources)
-
-
-def _keep_used_frames(dataset: Dataset, scan: DicomScan) -> None:
-    first = scan.slices[0].plane
-    assert first.spacing_mm is not None and first.orientation is not None  # the gate saw to that
-    depth = scan.grid.geometry.spacing_mm[2]
-    shared = Dataset()
-    shared.PixelMeasuresSequence = hd.PixelMeasuresSequence(first.spacing_mm, depth, depth)
-    shared.PlaneOrientationSequence = hd.PlaneOrientationSequence("PATIENT", first.orientation)
-    groups = []
-    for plane in scan.slices:
-        group = Dataset()
-        assert plane.plane.position is not None
-        group.PlanePositionSequence = hd.PlanePositionSequence("PATIENT", plane.plane.position)
-        groups.append(group)
-    dataset.SharedFunctionalGroupsSequence = DicomSequence([shared])
-    dataset.PerFrameFunctionalGroupsSequence = DicomSequence(groups)
-    dataset.NumberOfFrames = len(groups)
-
-
-def _decimal(value: float) -> str:
-    """At most 16 characters, as a decimal string may have."""
-    return f"{value:.10g}"
 
 
 def _parts(dataset: Dataset) -> Iterator[Dataset]:

@@ -7,8 +7,9 @@ from pydicom.dataset import Dataset
 
 from dropgen_rt.dicom import capture, segmentation, structured_report
 from dropgen_rt.dicom.catalogue import Candidate
-from dropgen_rt.dicom.job import WritingJob, read_sources
+from dropgen_rt.dicom.job import WritingJob
 from dropgen_rt.dicom.read import DicomScan
+from dropgen_rt.dicom.sources import read_sources
 from dropgen_rt.errors import DropgenError, OutputError, UnsuitableInputError
 from dropgen_rt.model import Model
 from dropgen_rt.scan_header import refusal

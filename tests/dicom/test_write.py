@@ -1,5 +1,7 @@
 """Segmentations, reports and captures of DICOM series: what they hold, the same bytes each time."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -13,9 +15,10 @@ from shared_data import DATA, needs
 
 from dropgen_rt.dicom.catalogue import IMAGE_CLASSES
 from dropgen_rt.dicom.codes import PRIVATE_SCHEME, property_category, property_type
-from dropgen_rt.dicom.job import WritingJob, read_sources
+from dropgen_rt.dicom.job import WritingJob
 from dropgen_rt.dicom.read import read_dicom
 from dropgen_rt.dicom.segmentation import check
+from dropgen_rt.dicom.sources import read_sources
 from dropgen_rt.dicom.write import write_objects
 from dropgen_rt.errors import VerificationError
 from dropgen_rt.manifest import Label
@@ -214,6 +217,51 @@ def test_anonymised_sources(tmp_path: Path) -> None:
 
     scan = source(tmp_path / "in", edit=edit)
     written(scan, blobs(), tmp_path / "out", *ALL)
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [(None, "CANARY^BIRD"), ("ISO_IR 100", "Müller^Jörg"), ("GB18030", "Wang^XiaoDong=王^小东"),
+     (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+     (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+     ("ISO_IR 13", "ﾔﾏﾀﾞ^ﾀﾛｳ"), ("ISO_IR 192", "Люксембург"), ("nonsense", "CANARY^BIRD")],
+)  # fmt: skip
+def test_names_keep_their_letters(tmp_path: Path, character_set: str | list[str] | None, name: str) -> None:
+    """The patient's in any character set, and a label's beside it."""
+
+    def edit(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.SpecificCharacterSet, dataset.PatientName = character_set, name
+
+    def named(path: Path) -> str:
+        return str(pydicom.dcmread(path).PatientName)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom does not know nonsense
+        scan = source(tmp_path / "in", edit=edit)
+    labels = (replace(NAMES[0], name="Schläfenlappen 顳葉"), *NAMES[1:])
+    files = written(scan, blobs(), tmp_path / "out", *ALL, names=labels)
+    assert {named(path) for path in files.values()} == {name}
+    assert pydicom.dcmread(files["dicom-seg"]).SegmentSequence[0].SegmentLabel == labels[0].name
+    group = hd.sr.srread(files["dicom-sr"]).content.get_volumetric_roi_measurement_groups()[0]
+    assert labels[0].name in group.tracking_identifier
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PatientSex", "Male"), ("PatientSex", "W"), ("PatientBirthDate", "unknown"), ("StudyDate", "20.01.2020"),
+     ("StudyTime", "noon")],
+)  # fmt: skip
+def test_what_the_standard_does_not_allow_is_left_empty(tmp_path: Path, keyword: str, value: str) -> None:
+    def edit(dataset: pydicom.Dataset, number: int) -> None:
+        element = dataset[keyword]
+        element.validation_mode = pydicom.config.IGNORE
+        element.value = value
+
+    files = written(source(tmp_path / "in", edit=edit), blobs(), tmp_path / "out", *ALL)
+    for path in files.values():
+        made = pydicom.dcmread(path)
+        assert not made[keyword].value
+        assert made.PatientID == "4711007"
 
 
 @pytest.mark.parametrize("label", NAMES)
