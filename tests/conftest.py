@@ -1,6 +1,5 @@
 """Fixtures that more than one test file uses."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from machine import without_rights_of_root
 from scan_files import COUNT, NIFTI_ROWS, ORIGIN_MM, SIZE, SPACING_MM, mha, nifti, nrrd, voxels
 
 from dropgen_rt.manifest import METADATA_KEY, Intensity, Label, Manifest
@@ -104,14 +104,9 @@ def nobody(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     (folder / "a.nii").write_bytes(b"closed")
     folder.chmod(0)
-    mine = os.geteuid()
-    if mine == 0:
-        os.seteuid(65534)  # with it go the rights of root
-    try:
+    with without_rights_of_root():
         yield folder
-    finally:
-        os.seteuid(mine)
-        folder.chmod(0o700)
+    folder.chmod(0o700)
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import struct
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from dropgen_rt.errors import InputError, MissingInputError, ResourceError, UnreadableInputError, UnsuitableInputError
-from dropgen_rt.scan_header import refusal
+from dropgen_rt.scan_header import not_readable, refusal
 
 #: More files than any study has; a folder with more is not one study.
 MAX_FILES = 50_000
@@ -48,12 +49,17 @@ class FileSet:
 def has_mark(path: Path) -> bool:
     """Whether a regular file begins as DICOM files do: 128 bytes of preamble, then ``DICM``; or without these."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with path.open("rb") as file:
-            head = file.read(PREAMBLE_BYTES + len(MARK) + _FIRST_BYTES)
+        return _begins_as_dicom(path)
     except OSError:
         return False
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    """Raises OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return False
+    with path.open("rb") as file:
+        head = file.read(PREAMBLE_BYTES + len(MARK) + _FIRST_BYTES)
     return head[PREAMBLE_BYTES:].startswith(MARK) or _is_bare(head)
 
 
@@ -90,7 +96,8 @@ def find_files(path: Path) -> FileSet:
     if not path.exists():
         raise refusal(MissingInputError, path, "no such path", _ACCEPTED, "check the path")
     if path.is_dir():
-        found = _marked(path, list(_walk(path)), None)
+        closed: list[OSError] = []
+        found = _marked(path, _walk(path, closed), None, closed)
     elif path.suffix.lower() == ".zip" or (path.is_file() and not has_mark(path) and zipfile.is_zipfile(path)):
         found = _unpacked(path)
     elif path.is_file() and path.stat().st_size == 0:
@@ -113,10 +120,13 @@ def _nothing(found: FileSet) -> InputError:
     return refusal(UnreadableInputError, found.source, given, _ACCEPTED, step)
 
 
-def _walk(folder: Path) -> list[Path]:
-    """All files below, in name order; links to folders are not followed, so that none leads round."""
+def _walk(folder: Path, closed: list[OSError] | None = None) -> list[Path]:
+    """All files below, in name order; links to folders are not followed, so that none leads round.
+
+    What refuses to list a folder is added to ``closed``.
+    """
     found: list[Path] = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=closed.append if closed is not None else None):
         folders.sort()
         found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         if len(found) > MAX_FILES:
@@ -125,9 +135,24 @@ def _walk(folder: Path) -> list[Path]:
     return found
 
 
-def _marked(source: Path, paths: list[Path], temporary: tempfile.TemporaryDirectory | None) -> FileSet:
-    files = tuple(path for path in paths if has_mark(path))
-    return FileSet(source, files, len(paths) - len(files), temporary)
+def _marked(
+    source: Path, paths: list[Path], temporary: tempfile.TemporaryDirectory | None, closed: Sequence[OSError] = ()
+) -> FileSet:
+    """Raises UnreadableInputError for what the system does not let us read: it may be the first or the last slice."""
+    files, errors = [], list(closed)
+    for path in paths:
+        try:
+            if _begins_as_dicom(path):
+                files.append(path)
+        except OSError as error:
+            errors.append(error)
+    if errors and not source.is_dir():
+        raise not_readable(source, errors[0])
+    if errors:
+        given = f"{len(errors)} files or folders in it cannot be read ({errors[0].strerror})"
+        step = "check permissions and broken links, or move the series to a folder of its own"
+        raise refusal(UnreadableInputError, source, given, "a folder that may be read whole", step)
+    return FileSet(source, tuple(files), len(paths) - len(files), temporary)
 
 
 def _unpacked(path: Path) -> FileSet:

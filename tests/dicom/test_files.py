@@ -1,12 +1,15 @@
 """Folders, files and ZIP archives: what is found in them, and what they cannot do."""
 
 import io
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dicom_series import voxels, write
+from machine import without_rights_of_root
 
 from dropgen_rt.dicom import files
 from dropgen_rt.dicom.files import find_files, has_mark, is_dicom
@@ -125,3 +128,29 @@ def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="no such path"):
         find_files(tmp_path / "none")
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter, as pytest's own may not be."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "a broken link"])
+def test_what_may_not_be_read_is_refused(public: Path, what: str) -> None:
+    """It may be the first or the last slice, where no gap would show."""
+    series = write(public / "series")
+    series.chmod(0o755)
+    last = sorted(series.iterdir())[-1]
+    last.unlink()
+    if what == "a broken link":
+        last.symlink_to("gone")
+    else:
+        last.mkdir() if what == "a folder" else last.touch()
+        last.chmod(0)
+    closed = pytest.raises(UnreadableInputError, match="1 files or folders in it cannot")
+    with without_rights_of_root(), closed as raised:
+        find_files(series)
+    assert last.name not in str(raised.value)
