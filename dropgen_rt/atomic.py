@@ -65,6 +65,11 @@ def atomic_group(finals: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
                 temporary.unlink(missing_ok=True)
 
 
+def check_writable(final: Path) -> None:
+    """Raise OutputError if no file could be made in this place, so that hours of work do not end there."""
+    _create_beside(final).unlink()
+
+
 def output_error(final: Path, error: OSError) -> OutputError:
     """One line for a write that failed: what was to be written, why it failed, what to do."""
     reason = _NEXT_STEP.get(error.errno or 0, f"{error.strerror or error}; name another output folder")

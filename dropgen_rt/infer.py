@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dropgen_rt import picture
-from dropgen_rt.atomic import atomic_group
+from dropgen_rt.atomic import atomic_group, check_writable
 from dropgen_rt.channels import FIRST, cases, channel_files, read_channels
 from dropgen_rt.console import Console
 from dropgen_rt.dicom.files import is_dicom
@@ -133,6 +133,7 @@ def plan(
     labels = {kind: base.with_name(name + FORMATS[kind]) for kind in chosen}
     record, shown = base.with_name(f"{name}_seg.json"), base.with_name(f"{name}_seg.png")
     page = base.with_name(f"{name}_report.html") if report else None
+    check_writable(record)
     return Job(path, name, read, labels, record, shown, page, room)
 
 

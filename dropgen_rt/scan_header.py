@@ -104,7 +104,7 @@ def spatial_size(path: Path, sizes: Sequence[int]) -> tuple[int, int, int]:
         kept.pop()
     if len(kept) == 3:
         return kept[0], kept[1], kept[2]
-    step = "stack the slices into one volume" if len(kept) < 3 else "save each time point by itself"
+    step = "stack the slices into one volume" if len(kept) < 3 else "save each time point or component by itself"
     given = f"{len(kept)}D image of size {_by(kept)}"
     raise refusal(UnsuitableInputError, path, given, "one 3D scan", step)
 

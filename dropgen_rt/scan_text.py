@@ -1,5 +1,6 @@
 """What the two formats with a text header share: sizes of axes, and voxels in the same file or another."""
 
+import os
 from pathlib import Path
 
 from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError
@@ -22,8 +23,9 @@ def place_of_voxels(
 ) -> tuple[Path, int, int]:
     """The file with the voxels, the byte at which they begin, and how many unpacked bytes to pass over.
 
-    ``name`` is the data file's, None if the voxels follow the header, which ends at byte ``end``. ``length`` is that of
-    voxels stored plain, None of packed ones. A skip of -1 means that plain voxels are the last bytes of the file.
+    ``name`` is the data file's, its bytes decoded as latin-1, None if the voxels follow the header, which ends at byte
+    ``end``. ``length`` is that of voxels stored plain, None of packed ones. A skip of -1 means that plain voxels are
+    the last bytes of the file.
     Raises UnreadableInputError or UnsuitableInputError.
     """
     source, start = (path, end) if name is None else (_detached(path, name), 0)
@@ -38,7 +40,8 @@ def place_of_voxels(
 
 
 def _detached(path: Path, name: str) -> Path:
-    """The one data file that a header names."""
+    """The one data file that a header names; its bytes are taken as the system takes those of a file's name."""
+    name = os.fsdecode(name.encode("latin-1"))
     try:
         source = path.parent / name
         if source.is_file():

@@ -23,7 +23,7 @@ from pathlib import Path
 import platformdirs
 
 from dropgen_rt.atomic import atomic_path, output_error
-from dropgen_rt.errors import MissingModelError, ModelError, ResourceError, UsageError
+from dropgen_rt.errors import MissingModelError, ModelError, OutputError, ResourceError, UsageError
 from dropgen_rt.model import Model, read_model
 
 # The model that the package carries; it is the default until a build-engine names another.
@@ -55,10 +55,15 @@ def cache_folder() -> Path | None:
 
 @contextmanager
 def lock() -> Iterator[None]:
-    """Held while names and records change. Raises ResourceError if another process keeps it for a minute."""
+    """Held while names and records change. Raises ResourceError if another process keeps it for a minute, OutputError
+    for a data folder that cannot be written to."""
     import filelock  # only who changes the store waits for it
 
     make_folder(home())
+    try:
+        (home() / "lock").touch()  # filelock takes a lack of permission for another process that holds it
+    except OSError as error:
+        raise OutputError(f"{home()}: {_closed(error)}") from error
     try:
         with filelock.FileLock(home() / "lock", timeout=LOCK_SECONDS, is_singleton=True):
             yield
@@ -120,11 +125,13 @@ def find_model(name_or_path: str | None) -> Path:
         if place.is_file():
             return place
     except OSError as error:
-        raise ModelError(
-            f"{home()}: {error.strerror or error}; check the permissions of this data folder, or set {HOME_VARIABLE}"
-        ) from error
+        raise ModelError(f"{home()}: {_closed(error)}") from error
     file = f"; for the file of that name give ./{name_or_path}" if Path(name_or_path).is_file() else ""
     raise MissingModelError(f"no model named {name_or_path!r}; installed are: {', '.join(installed())}{file}")
+
+
+def _closed(error: OSError) -> str:
+    return f"{error.strerror or error}; check the permissions of this data folder, or set {HOME_VARIABLE}"
 
 
 def _is_path(name_or_path: str | None) -> bool:

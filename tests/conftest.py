@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,14 @@ def nobody(tmp_path: Path) -> Iterator[Path]:
     with without_rights_of_root():
         yield folder
     folder.chmod(0o700)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter, as pytest's own may not be."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture

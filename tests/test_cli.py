@@ -219,8 +219,10 @@ def test_an_output_folder_that_is_a_file(scan, model_file):
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
 def test_a_read_only_output_folder(scan, model_file):
-    """Root may write anywhere but there."""
-    assert_refused(run("infer", scan(), "-o", "/proc/self", "--model", model_file), 6)
+    """Root may write anywhere but there; it is found before an engine is opened."""
+    result = run("infer", scan(), "-o", "/proc/self", "--model", model_file)
+    assert_refused(result, 6)
+    assert "engine" not in result.output
 
 
 def test_a_result_in_whose_place_a_folder_stands(scan, out, model_file):

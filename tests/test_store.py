@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from machine import without_rights_of_root
 
 from dropgen_rt.errors import MissingModelError, ModelError, OutputError, UsageError
 from dropgen_rt.model import read_model
@@ -15,6 +16,7 @@ from dropgen_rt.store import (
     find_model,
     install,
     installed,
+    make_default,
     open_named,
     superseded,
 )
@@ -128,3 +130,16 @@ def test_a_data_folder_without_permission(nobody, monkeypatch):
             open_named(name)
     with pytest.raises(ModelError, match=r"a\.onnx: Permission denied; check the permissions"):
         open_named(str(nobody / "a.onnx"))
+
+
+def test_a_data_folder_that_may_only_be_read(public, model, monkeypatch):
+    """filelock would wait a minute for another process there."""
+    monkeypatch.setenv("DROPGEN_RT_HOME", str(public))
+    install(model, "mine", make_default=False)
+    for path in public.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    with without_rights_of_root():
+        assert open_named("mine").sha256 == model.sha256
+        with pytest.raises(OutputError, match=r"Permission denied; check .* or set DROPGEN_RT_HOME"):
+            make_default("mine")
+    assert default_name() == DEMO_MODEL

@@ -131,6 +131,14 @@ def test_detached_scans(make: SimpleNamespace, tmp_path: Path) -> None:
     assert read_scan(tmp_path / "raw.mhd").sha256 == hashlib.sha256(whole).hexdigest()
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_data_files_keep_their_letters(make: SimpleNamespace, tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "größe.raw").write_bytes(make.voxels())
+    header = make.mha(b"", ElementDataFile="NAME") if suffix == ".mhd" else make.nrrd(b"", data_file="NAME")
+    (tmp_path / f"größe{suffix}").write_bytes(header.replace(b"NAME", "größe.raw".encode()))
+    assert_known(read_volume(tmp_path / f"größe{suffix}"), make)
+
+
 MOVED = (0, 0, 1, 10, 23, -30)  # the qform of the grid, 3 mm to the front
 WARNED: list[tuple[str, Build, str]] = [
     ("none.nii", lambda m: m.nifti(q=0, s=0), "neither sform nor qform"),

@@ -1,9 +1,7 @@
 """Folders, files and ZIP archives: what is found in them, and what they cannot do."""
 
 import io
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +126,6 @@ def test_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="no such path"):
         find_files(tmp_path / "none")
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A folder that everybody may enter, as pytest's own may not be."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
 
 
 @pytest.mark.parametrize("what", ["a file", "a folder", "a broken link"])
