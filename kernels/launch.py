@@ -12,6 +12,8 @@ import numpy as np
 from dropgen_rt.kernels.architectures import THREADS_PER_BLOCK
 
 LANES = 32
+#: Values that a thread loads before it uses the first, as warp.h has it.
+IN_FLIGHT = 4
 
 #: Entry points of accumulate by the type of the logits.
 LOGIT_TYPES = ("f32", "f16", "bf16")
@@ -110,6 +112,7 @@ class TapTables:
 #: Entry points of resample by the scan's voxel type.
 VOXEL_ENTRIES = {"float32": "resample_f32", "int16": "resample_i16", "uint16": "resample_u16", "uint8": "resample_u8"}
 
+#: Eight for each multiprocessor of an H100, all at once: their tables take 128 of its 228 KiB of shared memory.
 HISTOGRAM_BLOCKS = 1056
 HISTOGRAM_COPIES = 64
 
@@ -142,10 +145,11 @@ def extremes_launch(
 
 def histogram_launch(
     values: int, count: int, digit: tuple[int, int, int], counts: int, copies: int = HISTOGRAM_COPIES,
-    blocks: int = HISTOGRAM_BLOCKS, threads: int = THREADS_PER_BLOCK,
+    most_blocks: int = HISTOGRAM_BLOCKS, threads: int = THREADS_PER_BLOCK,
 ) -> Launch:  # fmt: skip
-    """``reduce.cu``: ``digit`` is (shift, bits, prefix), ``counts`` (copies, 2**bits) uint32, zeroed."""
+    """``reduce.cu``: ``digit`` is (shift, bits, prefix), bits up to 11; ``counts`` (copies, 2**bits) uint32, zeroed."""
     shift, bits, prefix = digit
+    blocks = min(most_blocks, -(-count // (threads * IN_FLIGHT)))
     arguments = (
         *pointers(values), np.int64(count), *numbers(shift, bits), np.uint32(prefix), *numbers(copies),
         *pointers(counts),

@@ -1,7 +1,7 @@
 // statistics: one warp walks 32 columns of a plane along y, one per lane, so that its accesses lie side by side while a
-// lane stays long within one label, and adds what it met to the table whenever the label changes: blockIdx.x and the
-// warp give x / 32, blockIdx.y is z. Atomics on whole numbers only, whose result does
-// not depend on the order.
+// lane stays long within one label: blockIdx.x and the warp give x / 32, blockIdx.y is z. Whenever the label changes, a
+// lane adds what it met to its block's table in shared memory, and the block adds that table to the result once.
+// Atomics on whole numbers only, whose result does not depend on the order.
 //
 // Bytes moved per voxel: 1 or 2 and 4 read. Operations: 1 subtraction, 2 products, 2 comparisons, 2 sums.
 // Launch: grid (ceil(ceil(nx / 32) / warps per block), nz), block THREADS_PER_BLOCK.
@@ -13,51 +13,111 @@ namespace {
 
 using Wide = unsigned long long;
 
-struct Run {
-    int label = -1, first = 0, last = 0;
+// Labels from here on, of which few models have any, go to the result at once.
+constexpr int SHARED_LABELS = 256;
+
+// What one label has in one plane, or in a part of a column.
+struct Part {
     Wide count = 0, sum = 0, squares = 0;
+    unsigned low_y = 0, low_x = 0, high_y = 0, high_x = 0;
 };
 
-__device__ __forceinline__ void add(long long* table, const Run& run, int z, int x) {
-    if (run.label < 0) return;
-    long long* const row = table + int64_t(run.label) * dropgen::COLUMNS;
-    atomicAdd(reinterpret_cast<Wide*>(row + dropgen::COUNT), run.count);
-    atomicAdd(reinterpret_cast<Wide*>(row + dropgen::SUM), run.sum);
-    atomicAdd(reinterpret_cast<Wide*>(row + dropgen::SQUARES), run.squares);
-    // Once a label is known, most boxes lie inside its box: look before the slow part.
-    if (z < row[dropgen::LOW_Z]) atomicMin(row + dropgen::LOW_Z, (long long)z);
-    if (run.first < row[dropgen::LOW_Y]) atomicMin(row + dropgen::LOW_Y, (long long)run.first);
-    if (x < row[dropgen::LOW_X]) atomicMin(row + dropgen::LOW_X, (long long)x);
-    if (z > row[dropgen::HIGH_Z]) atomicMax(row + dropgen::HIGH_Z, (long long)z);
-    if (run.last > row[dropgen::HIGH_Y]) atomicMax(row + dropgen::HIGH_Y, (long long)run.last);
-    if (x > row[dropgen::HIGH_X]) atomicMax(row + dropgen::HIGH_X, (long long)x);
+__device__ __forceinline__ void add_to_result(long long* table, int label, const Part& part, int z) {
+    long long* const row = table + int64_t(label) * dropgen::COLUMNS;
+    atomicAdd(reinterpret_cast<Wide*>(row + dropgen::COUNT), part.count);
+    atomicAdd(reinterpret_cast<Wide*>(row + dropgen::SUM), part.sum);
+    atomicAdd(reinterpret_cast<Wide*>(row + dropgen::SQUARES), part.squares);
+    atomicMin(row + dropgen::LOW_Z, (long long)z);
+    atomicMin(row + dropgen::LOW_Y, (long long)part.low_y);
+    atomicMin(row + dropgen::LOW_X, (long long)part.low_x);
+    atomicMax(row + dropgen::HIGH_Z, (long long)z);
+    atomicMax(row + dropgen::HIGH_Y, (long long)part.high_y);
+    atomicMax(row + dropgen::HIGH_X, (long long)part.high_x);
+}
+
+// The same of a block's plane in words of 32 bits, which shared memory adds by itself; sums take two of them.
+struct Words {
+    unsigned count, sum[2], squares[2], low_y, low_x, high_y, high_x;
+};
+
+__device__ __forceinline__ void add_wide(unsigned* words, Wide value) {
+    const unsigned low = unsigned(value), before = atomicAdd(words, low);
+    const unsigned carry = before + low < before ? 1u : 0u;
+    const unsigned high = unsigned(value >> 32) + carry;
+    if (high) atomicAdd(words + 1, high);
+}
+
+__device__ __forceinline__ void add_to_block(Words* table, int label, const Part& part) {
+    Words& words = table[label];
+    atomicAdd(&words.count, unsigned(part.count));
+    add_wide(words.sum, part.sum);
+    add_wide(words.squares, part.squares);
+    atomicMin(&words.low_y, part.low_y);
+    atomicMin(&words.low_x, part.low_x);
+    atomicMax(&words.high_y, part.high_y);
+    atomicMax(&words.high_x, part.high_x);
+}
+
+__device__ __forceinline__ Wide wide(const unsigned* words) { return Wide(words[1]) << 32 | words[0]; }
+
+// The columns x of one plane: calls add(label, part) for every stretch of one label.
+template <typename Label, typename Add>
+__device__ __forceinline__ void walk_column(const Label* __restrict__ labels, const float* __restrict__ intensities,
+                                            int size_y, int size_x, int x, float offset, float scale, Add add) {
+    using dropgen::IN_FLIGHT;
+    Part part;
+    int label = -1;
+    for (int first = 0; first < size_y; first += IN_FLIGHT) {
+        int next[IN_FLIGHT];
+        float values[IN_FLIGHT];
+        for (int k = 0; k < IN_FLIGHT; ++k) {
+            const int64_t at = int64_t(min(first + k, size_y - 1)) * size_x + x;
+            next[k] = int(labels[at]);
+            values[k] = intensities[at];
+        }
+        for (int k = 0; k < IN_FLIGHT && first + k < size_y; ++k) {
+            if (next[k] != label) {
+                if (label >= 0) add(label, part);
+                part = Part{};
+                part.low_y = unsigned(first + k);
+                part.low_x = part.high_x = unsigned(x);
+                label = next[k];
+            }
+            const Wide own = Wide(dropgen::level(values[k], offset, scale));
+            part.high_y = unsigned(first + k);
+            part.count += 1;
+            part.sum += own;
+            part.squares += own * own;
+        }
+    }
+    if (label >= 0) add(label, part);
 }
 
 template <typename Label>
-__device__ __forceinline__ void walk_column(const Label* __restrict__ labels, const float* __restrict__ intensities,
-                                            int size_y, int size_x, float offset, float scale, int first_z,
-                                            long long* table) {
+__device__ __forceinline__ void walk_plane(const Label* __restrict__ labels, const float* __restrict__ intensities,
+                                           int size_y, int size_x, float offset, float scale, int z, Words* block,
+                                           long long* table) {
+    for (int i = int(threadIdx.x); i < SHARED_LABELS; i += int(blockDim.x))
+        block[i] = Words{0, {0, 0}, {0, 0}, 0xffffffffu, 0xffffffffu, 0, 0};
+    __syncthreads();
+
     const dropgen::Lane lane = dropgen::lane();
-    const int x = lane.row * dropgen::LANES + lane.x, z = first_z + int(blockIdx.y);
-    if (x >= size_x) return;
+    const int x = lane.row * dropgen::LANES + lane.x;
     const int64_t plane = int64_t(blockIdx.y) * size_y * size_x;
-    Run run;
-    for (int y = 0; y < size_y; ++y) {
-        const int64_t at = plane + int64_t(y) * size_x + x;
-        const int label = int(labels[at]);
-        if (label != run.label) {
-            add(table, run, z, x);
-            run = Run{};
-            run.label = label;
-            run.first = y;
-        }
-        const Wide own = Wide(dropgen::level(intensities[at], offset, scale));
-        run.last = y;
-        run.count += 1;
-        run.sum += own;
-        run.squares += own * own;
+    if (x < size_x)
+        walk_column(labels + plane, intensities + plane, size_y, size_x, x, offset, scale,
+                    [=](int label, const Part& part) {
+                        if (label < SHARED_LABELS) add_to_block(block, label, part);
+                        else add_to_result(table, label, part, z);
+                    });
+
+    __syncthreads();
+    for (int i = int(threadIdx.x); i < SHARED_LABELS; i += int(blockDim.x)) {
+        const Words& own = block[i];
+        if (own.count == 0) continue;
+        const Part part{own.count, wide(own.sum), wide(own.squares), own.low_y, own.low_x, own.high_y, own.high_x};
+        add_to_result(table, i, part, z);
     }
-    add(table, run, z, x);
 }
 
 }  // namespace
@@ -67,7 +127,9 @@ __device__ __forceinline__ void walk_column(const Label* __restrict__ labels, co
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         name(const Label* labels, const float* intensities, int size_y, int size_x, float offset, float scale, \
              int first_z, long long* table) {                                                                  \
-        walk_column<Label>(labels, intensities, size_y, size_x, offset, scale, first_z, table);                   \
+        __shared__ Words block[SHARED_LABELS];                                                                 \
+        const int z = first_z + int(blockIdx.y);                                                               \
+        walk_plane(labels, intensities, size_y, size_x, offset, scale, z, block, table);                       \
     }
 
 DROPGEN_STATISTICS(statistics_u8, uint8_t)

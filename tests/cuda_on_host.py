@@ -25,7 +25,9 @@ def build(folder: Path) -> dict[str, ctypes._CFuncPtr]:
     functions = {}
     for stem, entries in ENTRY_POINTS.items():
         source, library = folder / f"{stem}_on_host.cpp", folder / f"{stem}.so"
-        lines = [f'#include "{source_folder() / stem}.cu"', *(f"RUNS_ON_HOST({entry})" for entry in entries)]
+        cuda = source_folder() / f"{stem}.cu"
+        together = "true" if "__syncthreads" in cuda.read_text() else "false"
+        lines = [f'#include "{cuda}"', *(f"RUNS_ON_HOST({entry}, {together})" for entry in entries)]
         source.write_text("\n".join(lines) + "\n")
         subprocess.run([CXX, *FLAGS, source, "-o", library], check=True)
         loaded = ctypes.CDLL(str(library))

@@ -207,7 +207,7 @@ def device_counts(device, values, blocks, threads):
         with Buffers(device) as held:
             counts = held.put(np.zeros((HISTOGRAM_COPIES, 1 << bits), np.uint32))
             digit = shift, bits, prefix
-            launch = histogram_launch(held.put(values), values.size, digit, counts, blocks=blocks, threads=threads)
+            launch = histogram_launch(held.put(values), values.size, digit, counts, most_blocks=blocks, threads=threads)
             device.launch(launch)
             return held.get(counts, (HISTOGRAM_COPIES, 1 << bits), np.uint32).sum(axis=0, dtype=np.int64)
 
