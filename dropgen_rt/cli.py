@@ -8,8 +8,9 @@ import click
 from dropgen_rt import cli_engines, cli_export, cli_models, cli_train
 from dropgen_rt.cli_bench import bench
 from dropgen_rt.cli_inspect import inspect
-from dropgen_rt.errors import DropgenError, ResourceError, UsageError
+from dropgen_rt.errors import DropgenError, ResourceError
 from dropgen_rt.outputs import FORMATS, parse_formats
+from dropgen_rt.survey import require_extra
 from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend, Placement
 
 FILE = click.Path(path_type=Path)
@@ -102,7 +103,7 @@ def pretrain_encoder(
     label_maps: Path, out: Path, tissues: Path | None, device: str, resume: bool, **options: int
 ) -> None:  # fmt: skip
     """Pretrain an encoder by contrast on a folder of 1 mm LABEL_MAPS and random shapes."""
-    _require("torch", "train")
+    require_extra("train")
     from dropgen_rt.train.pretrain import PretrainConfig, pretrain
 
     pretrain(label_maps, out, PretrainConfig(**options), click.echo, device, resume, tissues)
@@ -121,14 +122,6 @@ def evaluate(prediction: Path, label: Path, labels: Path | None, tolerance_mm: f
 
     for line in evaluate_files(prediction, label, labels, out, tolerance_mm):
         click.echo(line)
-
-
-def _require(module: str, extra: str) -> None:
-    """Refuse, before a slow import fails, a command whose extra is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
 
 
 for command in (

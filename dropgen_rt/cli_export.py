@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from dropgen_rt.errors import UsageError
-from dropgen_rt.survey import require_module
+from dropgen_rt.survey import require_extra
 from dropgen_rt.windows import PLACEMENTS
 
 FILE = click.Path(path_type=Path)
@@ -66,8 +66,7 @@ def export(
         )
     if checkpoint is None:
         _refuse_for_others(given)
-    require_module("torch", "export")
-    require_module("onnxruntime", "export")
+    require_extra("export")
     from dropgen_rt.export.foreign import export_onnx, export_torchscript
     from dropgen_rt.export.to_onnx import ExportOptions
     from dropgen_rt.export.to_onnx import export as write

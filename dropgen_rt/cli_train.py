@@ -5,17 +5,9 @@ from pathlib import Path
 
 import click
 
-from dropgen_rt.errors import UsageError
+from dropgen_rt.survey import require_extra
 
 FILE = click.Path(path_type=Path)
-
-
-def require(module: str, extra: str) -> None:
-    """Refuse, before a slow import fails, a command whose extra is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
 
 
 @click.command()
@@ -53,7 +45,7 @@ def train(
     **options: object,
 ) -> None:  # fmt: skip
     """Train a model on DATA (nnU-Net or Decathlon layout) into a run folder."""
-    require("torch", "train")
+    require_extra("train")
     from dropgen_rt.console import Console
     from dropgen_rt.train.encoders import encoder_for
     from dropgen_rt.train.loop import train as run
@@ -85,7 +77,7 @@ def train(
 @click.group()
 def encoders() -> None:
     """Frozen encoders: list those at hand, fetch a published one, add a file."""
-    require("torch", "train")
+    require_extra("train")
 
 
 @encoders.command("list")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.atomic import atomic_group
+from dropgen_rt.atomic import atomic_group, check_writable
 from dropgen_rt.dataset_labels import LabelTable, read_label_table
 from dropgen_rt.errors import GeometryError, MissingInputError, UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
@@ -75,15 +76,17 @@ def scores_of(
 def evaluate_files(
     prediction: Path, label: Path, table: Path | None, out: Path | None, tolerance_mm: float = TOLERANCE_MM
 ) -> Iterator[str]:
-    """Lines of a table: Dice of each label of ``prediction`` against ``label``, and their mean.
+    """Lines of a table: Dice, HD95 and surface Dice of each label of ``prediction`` against ``label``; the mean Dice.
 
     Without a ``table`` the labels are the values that the maps hold; ``table`` is a dataset.json whose source values
     are merged in the labels first. Two folders are compared file by file, names in common; a prediction may end in
-    _seg. ``out`` (NAME.json) also writes Dice, HD95 and surface Dice of every subject there and as NAME.csv. Raises
+    _seg. ``out`` (NAME.json) also writes the means there and the scores of every subject as NAME.csv. Raises
     InputError if a file cannot be read, is no label map, the grids differ, or a label has no prediction.
     """
-    if out is not None and out.suffix != ".json":
-        raise UsageError(f"{out}: the result file's name must end in .json")
+    if out is not None:
+        if out.suffix != ".json":
+            raise UsageError(f"{out}: the result file's name must end in .json")
+        check_writable(out)
     pairs = _pairs(prediction, label)
     values = None
     if table is None:
@@ -96,13 +99,11 @@ def evaluate_files(
         scores += _compare(found, known, names, values, tolerance_mm)
     rows = {score.label: [other for other in scores if other.label == score.label] for score in scores}
     for name, some in rows.items():
+        missing = in_one_map_only(some)
         line = f"{mean_of([score.dice for score in some]):.4f}  {name}"
-        if len(pairs) > 1:
-            missing = sum(np.isinf(score.hd95_mm) for score in some)
-            line += f", HD95 {mean_of([score.hd95_mm for score in some]):.2f} mm"
-            line += f", surface Dice {mean_of([score.surface_dice for score in some]):.4f}"
-            line += f", in one map only: {missing}" if missing else ""
-        yield line
+        line += f", HD95 {mean_of([score.hd95_mm for score in some]):.2f} mm" if missing < len(some) else ""
+        line += f", surface Dice {mean_of([score.surface_dice for score in some]):.4f}"
+        yield line + (f", in one map only: {missing}" if missing else "")
     if out is not None:
         write_scores(out, prediction, label, scores, tolerance_mm)
     yield f"mean Dice {mean_of([score.dice for score in scores]):.4f}"
@@ -112,6 +113,11 @@ def mean_of(values: Sequence[float]) -> float:
     """Of the finite values; NaN where there is none."""
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else float("nan")
+
+
+def in_one_map_only(scores: Sequence[Score]) -> int:
+    """In how many of these cases one map lacks the label: no distance tells of them, and no mean of distances."""
+    return sum(math.isinf(score.hd95_mm) for score in scores)
 
 
 def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
@@ -155,8 +161,8 @@ def _doubt(lone: set[int]) -> Iterator[str]:
     """What to say of values that only labels hold: a model's own numbers may be others."""
     if lone:
         yield (
-            f"warning: no prediction holds {_some(sorted(lone))} of the labels; if a model merges them, give its data "
-            "set's --labels DATASET.JSON"
+            f"warning: no prediction holds the label values {_some(sorted(lone))}; if a model merges them, give its "
+            "data set's --labels DATASET.JSON"
         )
 
 
@@ -198,7 +204,8 @@ def write_scores(out: Path, prediction: Path, label: Path, scores: Sequence[Scor
     for value in dict.fromkeys(score.value for score in scores):
         some = [score for score in scores if score.value == value]
         means = {key: mean_of([getattr(score, key) for score in some]) for key in COLUMNS[3:]}
-        labels.append({"label": some[0].label, "value": value, **{key: _known(mean) for key, mean in means.items()}})
+        known = {key: _known(mean) for key, mean in means.items()} | {"in_one_map_only": in_one_map_only(some)}
+        labels.append({"label": some[0].label, "value": value, **known})
     document = {
         "prediction": prediction.name,
         "label": label.name,

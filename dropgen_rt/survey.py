@@ -211,7 +211,13 @@ def missing(found: Survey) -> list[str]:
     return lines
 
 
-def require_module(module: str, extra: str) -> None:
-    """Refuse, before a slow import fails, a command whose extra is not installed. Raises UsageError."""
-    if find_spec(module) is None:
-        raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")
+#: What the commands of an extra import.
+_EXTRAS = {"train": ("torch", "monai", "einops", "matplotlib", "tensorboardX")}
+_EXTRAS["export"] = (*_EXTRAS["train"], "onnxscript", "onnxruntime")
+
+
+def require_extra(extra: str) -> None:
+    """Refuse, before a slow import fails, a command whose extra is not installed whole. Raises UsageError."""
+    for module in _EXTRAS[extra]:
+        if find_spec(module) is None:
+            raise UsageError(f"this command needs {module}; install it with: pip install 'dropgen-rt[{extra}]'")

@@ -59,7 +59,8 @@ def test_two_files(tmp_path):
     prediction = write(tmp_path / "p.nii.gz", line(0, 1, 1, 1, 3, 0))
     label = write(tmp_path / "l.nrrd", line(0, 1, 1, 3, 3, 0))
     assert list(evaluate_files(prediction, label, None, None)) == [
-        "0.8000  label 1", "0.6667  label 3", "mean Dice 0.7333",
+        "0.8000  label 1, HD95 0.90 mm, surface Dice 1.0000", "0.6667  label 3, HD95 0.95 mm, surface Dice 1.0000",
+        "mean Dice 0.7333",
     ]  # fmt: skip
 
 
@@ -68,7 +69,9 @@ def test_source_values_are_merged_in_the_reference_only(tmp_path):
     label = write(tmp_path / "l.nii.gz", line(3, 53, 17, 99, 0))
     labels = {"background": 0, "hippocampus": [3, 53], "amygdala": 17}
     lines = list(evaluate_files(prediction, label, table(tmp_path / "dataset.json", labels=labels), None))
-    assert lines == ["1.0000  hippocampus", "1.0000  amygdala", "mean Dice 1.0000"]
+    assert lines == [f"1.0000  {name}, HD95 0.00 mm, surface Dice 1.0000" for name in ("hippocampus", "amygdala")] + [
+        "mean Dice 1.0000"
+    ]
 
 
 def test_json_and_csv_are_written(tmp_path):
@@ -87,9 +90,10 @@ def test_json_and_csv_are_written(tmp_path):
             "dice": pytest.approx(2 / 3),
             "hd95_mm": pytest.approx(0.95),
             "surface_dice": 1,
+            "in_one_map_only": 0,
         },
-        {"label": "label 2", "value": 2, "dice": None, "hd95_mm": None, "surface_dice": None},
-        {"label": "label 3", "value": 3, "dice": 1.0, "hd95_mm": 0, "surface_dice": 1},
+        {"label": "label 2", "value": 2, "dice": None, "hd95_mm": None, "surface_dice": None, "in_one_map_only": 0},
+        {"label": "label 3", "value": 3, "dice": 1.0, "hd95_mm": 0, "surface_dice": 1, "in_one_map_only": 0},
     ]
     with (tmp_path / "result.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -122,7 +126,8 @@ def test_two_folders_are_compared_subject_by_subject(tmp_path):
     assert rows == [
         ("a", "label 1", 1, 0), ("a", "label 2", 0, math.inf), ("b", "label 1", 0, 1), ("b", "label 2", 1, 0),
     ]  # fmt: skip
-    assert json.loads((tmp_path / "out.json").read_text())["subjects"] == 2
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["subjects"] == 2 and [label["in_one_map_only"] for label in document["labels"]] == [0, 1]
 
 
 def test_predictions_named_after_nnunet_images_find_their_labels(tmp_path):
@@ -154,9 +159,11 @@ def test_far_values_make_no_long_table(tmp_path):
     label = write(tmp_path / "l.nii.gz", np.array([12175, 65535, 11100, 0], np.uint16).reshape(1, 1, -1))
     out = tmp_path / "dice.json"
     assert list(evaluate_files(prediction, label, None, out)) == [
-        "warning: no prediction holds 65535 of the labels; if a model merges them, give its data set's --labels "
+        "warning: no prediction holds the label values 65535; if a model merges them, give its data set's --labels "
         "DATASET.JSON",
-        "1.0000  label 11100", "0.6667  label 12175", "0.0000  label 65535", "mean Dice 0.5556",
+        "1.0000  label 11100, HD95 0.00 mm, surface Dice 1.0000",
+        "0.6667  label 12175, HD95 0.95 mm, surface Dice 1.0000",
+        "0.0000  label 65535, surface Dice 0.0000, in one map only: 1", "mean Dice 0.5556",
     ]  # fmt: skip
     assert [row["value"] for row in json.loads(out.read_text())["labels"]] == [11100, 12175, 65535]
 
@@ -267,4 +274,4 @@ def test_values_of_the_prediction_alone_are_no_reason_to_merge(tmp_path):
     assert not any("warning" in line for line in evaluate_files(prediction, label, None, None))
     prediction, label = write(tmp_path / "p.nii.gz", many % 2), write(tmp_path / "l.nii.gz", many)
     warning, *_ = evaluate_files(prediction, label, None, None)
-    assert warning.startswith("warning: no prediction holds 2, 3, 4, 5, 6 and 1 more of the labels")
+    assert warning.startswith("warning: no prediction holds the label values 2, 3, 4, 5, 6 and 1 more;")

@@ -1,9 +1,12 @@
 """The survey of the machine, with a driver of our own making in place of NVIDIA's."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +24,11 @@ from dropgen_rt.survey import (
     library_version,
     missing,
     other_version,
-    require_module,
+    require_extra,
     survey,
 )
+
+ROOT = Path(__file__).parents[1]
 
 DRIVER = """
 #include <string.h>
@@ -123,9 +128,19 @@ def test_libraries_and_tools():
     assert {kind: library_version(kind) is not None for kind in KINDS}["openvino"]
     assert all(other_version(name) for name in OTHERS if name not in ("pycuda", "cuda-bindings"))
     assert compilers()["c++"] != "" and cpu_name() and cores() >= 1
-    require_module("numpy", "train")
-    with pytest.raises(UsageError, match=r"needs absent_module; install it with: pip install 'dropgen-rt\[train\]'"):
-        require_module("absent_module", "train")
+
+
+@pytest.mark.parametrize("extra", ["train", "export"])
+def test_a_command_whose_extra_is_not_whole_says_what_is_missing(extra, monkeypatch):
+    """Whatever package of the extra it is."""
+    require_extra(extra)
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = listed["train"] + (listed["export"][1:] if extra == "export" else [])
+    assert listed["export"][0] == "dropgen-rt[train]"
+    for package in (re.split("[>=!]", package)[0] for package in packages):
+        monkeypatch.setattr(module, "find_spec", lambda name, gone=package: None if name == gone else name)
+        with pytest.raises(UsageError, match=rf"needs {package}; install it with: pip install 'dropgen-rt\[{extra}\]'"):
+            require_extra(extra)
 
 
 def test_asking_imports_no_engine():

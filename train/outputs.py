@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import dropgen_rt
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.console import Console
-from dropgen_rt.evaluate import TOLERANCE_MM, Score, mean_of, scores_of, write_scores
+from dropgen_rt.evaluate import TOLERANCE_MM, Score, in_one_map_only, mean_of, scores_of, write_scores
 from dropgen_rt.kernels import Normalisation
 from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.train.assemble import load_network
@@ -92,6 +92,7 @@ def _score(
         "dice": {label: _known(mean_of([score.dice for score in some])) for label, some in means.items()},
         "hd95_mm": {label: _known(mean_of([score.hd95_mm for score in some])) for label, some in means.items()},
         "surface_dice": {label: _known(mean_of([s.surface_dice for s in some])) for label, some in means.items()},
+        "in_one_map_only": {label: in_one_map_only(some) for label, some in means.items()},
     }
 
 
