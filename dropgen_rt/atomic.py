@@ -72,6 +72,8 @@ def check_writable(final: Path) -> None:
 
 def output_error(final: Path, error: OSError) -> OutputError:
     """One line for a write that failed: what was to be written, why it failed, what to do."""
+    if error.errno == errno.ENOENT and final.parent.is_dir():  # as in /proc
+        return OutputError(f"cannot write {final}: its folder takes no files; name another output folder")
     reason = _NEXT_STEP.get(error.errno or 0, f"{error.strerror or error}; name another output folder")
     return OutputError(f"cannot write {final}: {reason}")
 

@@ -13,7 +13,7 @@ from dropgen_rt.engines.contract import Engine, Kind, Precision
 from dropgen_rt.errors import EngineError, ModelError, PrecisionError, UsageError, VerificationError
 from dropgen_rt.gate import GateReport, judge
 from dropgen_rt.model import Model
-from dropgen_rt.store import check_name, install, lock, open_named
+from dropgen_rt.store import check_home, check_name, default_name, install, lock, open_named
 from dropgen_rt.survey import library_version, survey
 from dropgen_rt.verify import golden_of
 
@@ -42,6 +42,7 @@ def build(name_or_path: Path | str, options: BuildOptions, line: Callable[[str],
     Raises ModelError, UsageError, ResourceError, VerificationError or OutputError; then nothing is installed.
     """
     model = open_named(str(name_or_path))
+    check_home()
     name = check_name(options.name) if options.name is not None else model.name or _name_of(model)
     if options.arch and options.engine != "rtx":
         raise UsageError("--arch names GPUs to build for ahead of time, which --engine rtx alone can do")
@@ -58,11 +59,13 @@ def build(name_or_path: Path | str, options: BuildOptions, line: Callable[[str],
         if batch is not None and choice.kind not in PLANNED:
             line(f"--batch {batch} changes nothing: {choice.kind} takes any number of windows at once")
         record, content = _climb(model, choice, options, batch, line)
+    before = default_name()
     with lock():
         save(record, content)
         entry = install(model, name, options.make_default, (record.key,))
         sweep()
-    line(f"installed {name} in {entry}" + (", the default model" if options.make_default else ""))
+    default = ", the default model" + (f" in place of {before}" if before != name else "")
+    line(f"installed {name} in {entry}" + (default if options.make_default else ""))
     return record
 
 

@@ -57,7 +57,7 @@ main.add_command(inspect)
 @click.option(
     "--window", metavar="SIZE", help="Voxels, EDGE or Z,Y,X, or auto: what computes least; dynamic models only."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--memory", metavar="SIZE", help="Most memory to use, such as 4G; too little for a scan is refused.")
 @click.option("--every-window", is_flag=True, help="Ask the network about windows of nothing but air, too.")
 @click.option("--cuda-graph", is_flag=True, help="On a GPU: start the network with one call per batch.")

@@ -16,7 +16,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
     "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
     help="auto tries what the machine computes fastest and climbs to a wider one if the gate fails.",
 )  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--arch", metavar="sm_86,…", default="", help="GPUs to build for ahead of time, with --engine rtx.")
 @click.option("--batch", default="auto", show_default=True, metavar="N|auto", help="Most windows at once, on a GPU.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of the engine; by default one a core.")
@@ -45,7 +45,7 @@ def verify(model: str | None, scan: Path | None, device: str) -> None:
 
     opened = open_named(model)
     report = run(opened, device, click.echo, scan)
-    click.echo(f"verified {opened.manifest.name}: {report.engine} {report.precision}")
+    click.echo(f"verified {opened.name or opened.manifest.name}: {report.engine} {report.precision}")
 
 
 @click.command()

@@ -30,7 +30,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--width", type=int, help="Segmentor's channels at full resolution.")
 @click.option("--levels", type=int, help="Segmentor's downsamplings.")
 @click.option("--learning-rate", type=float)
-@click.option("--precision", help="fp32, bf16 or fp16 (autocast).")
+@click.option("--precision", help="auto, fp32, bf16 or fp16 (autocast).")
 @click.option("--compile/--no-compile", default=None, help="Let torch.compile fuse the network.")
 @click.option("--validate-every", type=int, help="Steps between checkpoints.")
 @click.option("--seed", type=int)
@@ -47,7 +47,8 @@ def train(
     """Train a model on DATA (nnU-Net or Decathlon layout) into a run folder."""
     require_extra("train")
     from dropgen_rt.console import Console
-    from dropgen_rt.train.encoders import encoder_for
+    from dropgen_rt.train.device import choose_device
+    from dropgen_rt.train.encoders import encoder_for, find_encoder
     from dropgen_rt.train.loop import train as run
     from dropgen_rt.train.outputs import finish
     from dropgen_rt.train.report import TrainingReport
@@ -56,6 +57,9 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
     console = Console(quiet=not first)
     given = {key: value for key, value in options.items() if value is not None}
+    choose_device(device)  # what is not there is found before every file is read
+    if "encoder" in given:
+        find_encoder(str(given["encoder"]))
     config = configure(
         data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
         workers=workers, console=console, resume=resume,

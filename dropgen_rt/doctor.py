@@ -34,7 +34,8 @@ def examine(line: Callable[[str], None]) -> None:
     for text in survey.missing(found):
         line(f"missing: {text}")
     choice = choose(found=found)
-    line(f"auto: {choice.kind} on {choice.device}, {choice.precisions[0]} ({choice.reason})")
+    precisions = ", then ".join(choice.precisions)
+    line(f"build-engine would try: {choice.kind} on {choice.device}, {precisions} ({choice.reason})")
     line(f"models in {home()}:")
     for row in table():
         line(f"  {row}")

@@ -69,7 +69,7 @@ class GateReport:
         if self.unjudged:
             rows.append(
                 f"  not judged: {', '.join(self.unjudged)}, with fewer than {JUDGED_VOXELS} voxels in the golden "
-                "windows; export with --golden SCAN, a scan that shows them"
+                "windows; export with --golden SCAN, a scan that shows more of them"
             )
         return [*rows, "gate: passed" if self.passed else f"gate: FAILED: {'; '.join(self.failures)}"]
 

@@ -26,7 +26,16 @@ from dropgen_rt.report import NO_VIEWER, has_viewer, render
 from dropgen_rt.segment import Segmentation, segment
 from dropgen_rt.settings import Settings
 from dropgen_rt.store import open_named
-from dropgen_rt.volume import Scan, find_scans, read_scan, scan_suffix, stem, write_labels
+from dropgen_rt.volume import (
+    FOLDER_WITHIN,
+    Scan,
+    find_scans,
+    passed_over,
+    read_scan,
+    scan_suffix,
+    stem,
+    write_labels,
+)
 
 if TYPE_CHECKING:
     from dropgen_rt.dicom.catalogue import Candidate
@@ -67,6 +76,7 @@ def infer_files(
     console = Console(quiet)
     failures: list[DropgenError] = []
     _check_folders(paths, out)
+    _tell_passed_over(scans, paths, console)
     opened = open_named(model)
     paths = cases(paths, opened.manifest.channels)
     planned: list[Job | DropgenError] = []
@@ -240,7 +250,7 @@ class Run:
     def tell(self, job: Job | DropgenError) -> None:
         """Say what was written."""
         assert isinstance(job, Job)
-        for file in job.labels.values():
+        for file in [job.report] * (job.report is not None) + list(job.labels.values()):
             self.console.line(f"wrote {file}")
 
 
@@ -269,10 +279,23 @@ def _check_folders(paths: Sequence[Path], out: Path | None) -> None:
             raise OutputError(f"{folder}: no such output folder; make it first, or name another with -o")
 
 
+def _tell_passed_over(given: Sequence[Path], found: Sequence[Path], console: Console) -> None:
+    """Folders within folders of scans: DICOM may lie there, and would go unseen."""
+    for folder in given:
+        within = passed_over(folder, found)[FOLDER_WITHIN] if folder.is_dir() and folder not in found else 0
+        if within:
+            console.line(f"{folder}: left out: {within} x {FOLDER_WITHIN}; name it too, if it is meant")
+
+
 def _check_names(jobs: Sequence[Job]) -> None:
-    written = {file.resolve() for job in jobs for file in job.files}
-    if len(written) < sum(len(job.files) for job in jobs):
-        raise UsageError("two of these scans would write the same result file; give them different names or folders")
+    written: dict[Path, Path] = {}
+    for job in jobs:
+        for file in job.files:
+            other = written.setdefault(file.resolve(), job.path)
+            if other is not job.path:
+                raise UsageError(
+                    f"{other} and {job.path} would both write {file.name}; give them different names or folders"
+                )
     for job in jobs:
         if job.path.resolve() in written:
             raise UsageError(

@@ -1,6 +1,5 @@
 """Lines that say what a path holds: the table of ``dropgen-rt inspect``. No voxel of DICOM is read for it."""
 
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from dropgen_rt.errors import InputError, MissingModelError, UsageError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.manifest import SourceRule
 from dropgen_rt.store import open_named
-from dropgen_rt.volume import find_scans, read_scan, scan_suffix
+from dropgen_rt.volume import find_scans, passed_over, read_scan, scan_suffix
 
 #: Lines to show, and at the end why infer would use nothing of it, if so.
 Lines = Generator[str, None, InputError | None]
@@ -66,14 +65,7 @@ def _file(path: Path) -> Lines:
 
 def _passed_over(folder: Path, scans: Sequence[Path]) -> Iterator[str]:
     """What a folder of scans holds besides."""
-    reasons = Counter(
-        "a folder, which is not searched for scans" if entry.is_dir()
-        else "a label map, by its name" if scan_suffix(entry) and not entry.name.startswith(".")
-        else "not a scan"
-        for entry in folder.iterdir()
-        if entry not in scans
-    )  # fmt: skip
-    yield from (f"left out: {count} x {reason}" for reason, count in sorted(reasons.items()))
+    yield from (f"left out: {count} x {reason}" for reason, count in sorted(passed_over(folder, scans).items()))
 
 
 def _dicom(path: Path, series: str | None, rule: SourceRule) -> Lines:

@@ -1,4 +1,4 @@
-"""A picture of a result: three orthogonal slices through the largest structure, with legend and scale."""
+"""A picture of a result: three orthogonal slices that show most of what was found, with legend and scale."""
 
 import io
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ MARGIN_PX = 16
 LEGEND_PX = 300
 OPACITY = 0.5
 INK, PAPER = (235, 235, 235), (18, 18, 20)
-# Black and white come from about this many voxels, evenly spread: sorting all takes seconds and a second scan's room.
-SHADING_VOXELS = 2e6
+# Black and white, and which slices are shown, come from about this many voxels, evenly spread: sorting all takes
+# seconds and a second scan's room.
+LOOKED_AT_VOXELS = 2e6
 # Scale bars come in lengths that a reader can halve and double in the head.
 BAR_LENGTHS_MM = (1, 2, 5, 10, 20, 50, 100, 200)
 
@@ -29,9 +30,10 @@ class _Plane:
     name: str
     axis: int  # of (z, y, x)
     flip_rows: bool
+    sides: str  # of the patient, on the picture's left and right
 
 
-_PLANES = (_Plane("axial", 0, False), _Plane("coronal", 1, True), _Plane("sagittal", 2, True))
+_PLANES = (_Plane("axial", 0, False, "RL"), _Plane("coronal", 1, True, "RL"), _Plane("sagittal", 2, True, "AP"))
 
 
 def draw(scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[LabelVolume, ...]) -> bytes:
@@ -41,22 +43,23 @@ def draw(scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[
     shades = _shades(image)
     marked = change.apply(labels.array[0])
     spacing = geometry.spacing_mm[::-1]  # z, y, x, as the arrays
-    centre = _through_largest(marked, volumes)
+    chosen = _telling_slices(marked, len(names) + 1)
     scale = PANEL_PX / max(n * s for n, s in zip(image.shape, spacing, strict=True))
     width = 3 * (PANEL_PX + MARGIN_PX) + MARGIN_PX + LEGEND_PX
     canvas = Image.new("RGB", (width, PANEL_PX + 3 * MARGIN_PX + 24), PAPER)
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=14)
     for index, plane in enumerate(_PLANES):
-        tile = _tile(image, shades, marked, plane, centre[plane.axis], names)
+        tile = _tile(image, shades, marked, plane, chosen[plane.axis], names)
         rows, columns = (spacing[axis] * image.shape[axis] for axis in range(3) if axis != plane.axis)
         size = (max(round(columns * scale), 1), max(round(rows * scale), 1))
         left = MARGIN_PX + index * (PANEL_PX + MARGIN_PX)
         picture = Image.fromarray(tile).resize(size, Image.Resampling.BICUBIC)
         canvas.paste(picture, (left + (PANEL_PX - size[0]) // 2, 2 * MARGIN_PX + (PANEL_PX - size[1]) // 2))
         pen.text((left, 6), plane.name, INK, font)
-        if plane.name != "sagittal":  # there the picture's sides are front and back
-            pen.text((left + PANEL_PX - 12, 6), "L", INK, font)
+        for side, letter in zip((left + 6, left + PANEL_PX - 6), plane.sides, strict=True):
+            place = side, 2 * MARGIN_PX + PANEL_PX // 2
+            pen.text(place, letter, INK, font, anchor="mm", stroke_width=2, stroke_fill=PAPER)
     _scale_bar(pen, font, scale, canvas.height)
     _legend(pen, font, width - LEGEND_PX, names, volumes)
     buffer = io.BytesIO()
@@ -66,11 +69,16 @@ def draw(scan: Volume, labels: Volume, names: tuple[Label, ...], volumes: tuple[
 
 def _shades(image: NDArray[np.floating | np.integer]) -> tuple[float, float]:
     """What is black, and how far from it white is."""
-    step = max(round((image.size / SHADING_VOXELS) ** (1 / 3)), 1)
-    low, high = np.percentile(image[::step, ::step, ::step], [0.5, 99.5])
+    low, high = np.percentile(_spread(image)[0], [0.5, 99.5])
     if low == high:
         low, high = image.min(), image.max()
     return float(low), float(high - low) or 1.0  # a constant scan is black
+
+
+def _spread(array: NDArray) -> tuple[NDArray, int]:
+    """A view of every n-th voxel along each axis, and n."""
+    step = max(round((array.size / LOOKED_AT_VOXELS) ** (1 / 3)), 1)
+    return array[::step, ::step, ::step], step
 
 
 def _grey(values: NDArray[np.floating | np.integer], shades: tuple[float, float]) -> NDArray[np.uint8]:
@@ -78,20 +86,19 @@ def _grey(values: NDArray[np.floating | np.integer], shades: tuple[float, float]
     return (np.clip((values.astype(np.float64) - black) / span, 0, 1) * 255).astype(np.uint8)
 
 
-def _through_largest(marked: NDArray[np.integer], volumes: tuple[LabelVolume, ...]) -> tuple[int, int, int]:
-    """The voxel (z, y, x) at the middle of the largest structure; the middle of the scan if there is none."""
-    largest = max(volumes, key=lambda item: item.voxels)
-    if not largest.voxels:
-        z, y, x = (size // 2 for size in marked.shape)
-        return z, y, x
-    counts = [np.zeros(size, np.int64) for size in marked.shape]
-    for z, plane in enumerate(marked):  # one at a time: of all voxels, places alone would be larger than the scan
-        inside = plane == largest.value
-        counts[0][z] = inside.sum()
-        counts[1] += inside.sum(1)
-        counts[2] += inside.sum(0)
-    z, y, x = (int(count @ np.arange(count.size) / count.sum()) for count in counts)
-    return z, y, x
+def _telling_slices(marked: NDArray[np.integer], classes: int) -> list[int]:
+    """Of each axis (z, y, x) the slice that shows most; the middle of the scan if there are no labels.
+
+    A structure counts by the square root of its area: several of them tell more than one large one, specks little.
+    """
+    seen, step = _spread(marked)
+    chosen = []
+    for axis in range(3):
+        areas = [np.bincount(plane.ravel(), minlength=classes)[1:] for plane in np.moveaxis(seen, axis, 0)]
+        telling = np.sqrt(areas).sum(1)
+        best = int(telling.argmax()) * step
+        chosen.append(best if telling.any() else marked.shape[axis] // 2)
+    return chosen
 
 
 def _tile(
@@ -128,7 +135,8 @@ def _legend(
     for row, (label, volume) in enumerate(shown):
         y = 2 * MARGIN_PX + row * 22
         pen.rectangle([left, y + 2, left + 14, y + 16], label.colour)
-        pen.text((left + 22, y), f"{label.name}  {volume.volume_ml:.1f} mL", INK, font)
+        found = f"{volume.volume_ml:.1f} mL" if volume.voxels else "not found"
+        pen.text((left + 22, y), f"{label.name}  {found}", INK, font)
     if len(shown) < len(names):
         pen.text((left, 2 * MARGIN_PX + len(shown) * 22), f"and {len(names) - len(shown)} more", INK, font)
 

@@ -76,6 +76,9 @@ def label_volumes(
     for plane in labels:
         counts += np.bincount(plane.ravel(), minlength=len(names) + 1)
     return tuple(
-        LabelVolume(label.value, label.name, int(counts[label.value]), counts[label.value] * geometry.voxel_volume_ml)
+        LabelVolume(
+            label.value, label.name, int(counts[label.value]),
+            round(float(counts[label.value]) * geometry.voxel_volume_ml, 6),  # to the cubic micrometre
+        )
         for label in names
-    )
+    )  # fmt: skip

@@ -73,6 +73,12 @@ def lock() -> Iterator[None]:
         ) from error
 
 
+def check_home() -> None:
+    """Raise OutputError if nothing could be installed, before work for it begins."""
+    with lock():
+        pass
+
+
 def make_folder(folder: Path) -> Path:
     """``folder``, made if need be. Raises OutputError."""
     try:

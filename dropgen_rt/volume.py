@@ -8,6 +8,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,15 @@ from dropgen_rt.scan_header import RawHeader, is_text, not_readable, refusal
 from dropgen_rt.scan_nifti import disagreement
 
 __all__ = [
-    "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "nifti_bytes",
-    "read_label_map", "read_scan", "read_volume", "stem", "write_labels",
+    "FOLDER_WITHIN", "LABEL_ENDINGS", "LABEL_SUFFIXES", "SCAN_SUFFIXES", "Scan", "Volume", "find_scans", "nifti_bytes",
+    "passed_over", "read_label_map", "read_scan", "read_volume", "stem", "write_labels",
 ]  # fmt: skip
 
 #: Suffixes that label maps are written under: those of one self-contained file.
 LABEL_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+#: What a folder of scans may hold that is not looked into; DICOM may lie there.
+FOLDER_WITHIN = "a folder, which is not searched for scans"
 
 #: Names ending so, before the suffix, are label maps, not scans, where a folder is searched.
 LABEL_ENDINGS = ("_seg", "_dseg", "_label", "_labels")
@@ -171,6 +175,17 @@ def find_scans(paths: Sequence[str | Path]) -> list[Path]:
         except OSError as error:
             raise not_readable(path, error) from error
     return list(found)
+
+
+def passed_over(folder: Path, scans: Sequence[Path]) -> Counter[str]:
+    """What a folder of ``scans`` holds besides: how many entries of each kind."""
+    return Counter(
+        FOLDER_WITHIN if entry.is_dir()
+        else "a label map, by its name" if scan_suffix(entry) and not entry.name.startswith(".")
+        else "not a scan"
+        for entry in folder.iterdir()
+        if entry not in scans
+    )  # fmt: skip
 
 
 def stem(path: str | Path) -> str:

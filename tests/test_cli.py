@@ -120,8 +120,10 @@ def test_several_scans_and_a_folder(scan, out, model_file, tmp_path):
     for name in ("b.nii", "a.nii"):
         scan(name).rename(folder / name)
     (folder / "a_seg.nii.gz").write_bytes(b"an earlier result is no scan")
+    (folder / "within").mkdir()
     result = run("infer", first, folder, "-o", out, "--model", model_file)
     assert (result.exit_code, result.stderr) == (0, "")
+    assert f"{folder}: left out: 1 x a folder, which is not searched for scans" in result.stdout
     wrote = [line for line in result.stdout.splitlines() if line.startswith("wrote ")]
     assert wrote == [f"wrote {out}/{stem}_seg.nii.gz" for stem in ("first", "a", "b")]
     assert names(out) == results("first", "a", "b")
@@ -138,7 +140,10 @@ def test_one_bad_scan_among_good_ones(scan, out, model_file):
 
 
 def test_two_results_of_one_name(scan, out, model_file):
-    assert_refused(run("infer", scan("a.nii"), scan("a.nii.gz"), "-o", out, "--model", model_file), 2)
+    first, second = scan("a.nii"), scan("a.nii.gz")
+    result = run("infer", first, second, "-o", out, "--model", model_file)
+    assert_refused(result, 2)
+    assert f"{first} and {second} would both write a_seg.nii.gz" in result.stderr
     assert names(out) == []
 
 
@@ -362,7 +367,8 @@ def test_the_version():
 def test_build_engine_then_infer_uses_it(scan, out, model_file, home):
     built = run("build-engine", model_file)
     assert built.exit_code == 0, built.output
-    assert built.stdout.splitlines()[-1] == f"installed tiny in {home}/models/tiny.json, the default model"
+    last = built.stdout.splitlines()[-1]
+    assert last == f"installed tiny in {home}/models/tiny.json, the default model in place of brain9"
     assert find_model("tiny").read_bytes() == model_file.read_bytes()
     result = run("infer", scan(), "-o", out)
     assert result.exit_code == 0, result.output
@@ -405,7 +411,8 @@ def test_evaluate(scan, out, model_file):
     labels = out / "scan_seg.nii.gz"
     result = command("evaluate", labels, labels, "-o", out / "dice.json")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.splitlines() == ["1.0000  label 1", "1.0000  label 2", "mean Dice 1.0000"]
+    scores = [f"1.0000  label {value}, HD95 0.00 mm, surface Dice 1.0000" for value in (1, 2)]
+    assert result.stdout.splitlines() == [*scores, "mean Dice 1.0000"]
     assert json.loads((out / "dice.json").read_text())["mean_dice"] == 1
     assert (out / "dice.csv").is_file()
 

@@ -62,6 +62,16 @@ def test_a_label_is_seen_in_all_three_planes_and_only_there():
     assert not any(panel.any() for panel in tinted(picture(*scene())))
 
 
+def test_the_slice_that_shows_several_labels_is_chosen():
+    """Label 2 meets the ends of label 1 only, far from its middle, and a speck elsewhere tells little."""
+    scan, labels = scene(box=np.s_[2:16, 4:20, 4:20])
+    labels.array[0, 15:18, 4:20, 20:28] = 2
+    labels.array[0, 5, 22, 2] = 2
+    axial = picture(scan, labels)[2 * MARGIN_PX :, MARGIN_PX : MARGIN_PX + PANEL_PX][:PANEL_PX].astype(int)
+    green, violet = axial[..., 1] - axial[..., 0] > 60, axial[..., 2] - axial[..., 1] > 60
+    assert green.mean() > 0.1 and violet.mean() > 0.05
+
+
 @pytest.mark.parametrize(
     ("box", "panel", "side"),
     [

@@ -15,6 +15,7 @@ from dropgen_rt.engines.openvino_engine import OpenVinoEngine
 from dropgen_rt.errors import VerificationError
 from dropgen_rt.settings import Settings
 from dropgen_rt.verify import golden_of, live_golden, verify
+from dropgen_rt.verify_scan import AS_INFER_RUNS_IT, PRECISION_ONLY
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -43,13 +44,14 @@ def test_a_scan_beside_fp32_reference_mode(model_file, scan):
     result = run("verify", model_file, "--scan", scan)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    at = lines.index("scan.nii.gz: openvino fp32, reference mode, against openvino fp32 in reference mode")
+    compared = "scan.nii.gz: openvino fp32 against openvino fp32 in reference mode: "
+    at = lines.index(compared + PRECISION_ONLY)
     assert lines[at + 1 : at + 4] == [
         "  label agreement  1.000000",
         "  Dice 1.000000  medium",
         "  Dice 1.000000  bright",
     ]
-    assert "scan.nii.gz: openvino fp32, as infer runs it, against openvino fp32 in reference mode" in lines
+    assert compared + AS_INFER_RUNS_IT in lines
 
 
 def test_an_engine_that_errs_is_found(model, monkeypatch):
@@ -107,7 +109,8 @@ def test_doctor_tells_what_there_is(home):
     for start in ("dropgen-rt ", "CPU: ", "NVIDIA", "NVIDIA driver's parts: libcuda.so.1 ", "engine openvino: 2",
                   "engine rtx: ", "engine onnxruntime, CUDA provider: ", "library pycuda: ", "library cuda-bindings: ",
                   "library onnx: 1", "library torch: 2", "compiler nvcc: ", "compiler c++: ",
-                  "auto: openvino on cpu, ", f"models in {home}:", "  * brain9  10 labels, "):  # fmt: skip
+                  "build-engine would try: openvino on cpu, ",
+                  f"models in {home}:", "  * brain9  10 labels, "):  # fmt: skip
         assert any(line.startswith(start) for line in lines), start
 
 

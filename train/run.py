@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
 from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, read_toml
@@ -46,6 +47,7 @@ def configure(
     if resume and (out / "config.toml").is_file():
         return build_config(read_toml(out / "config.toml"), *given)
     wanted = build_config(PRESETS[preset], *given)
+    check_writable(made_folder(out) / "config.toml")  # before every file is read
     dataset = read_dataset(data, split)
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
         return wanted

@@ -30,6 +30,8 @@ def choose(found: Catalogue, rule: SourceRule, series: str | None = None) -> Can
     chosen = thickest(volumes) if rule.pick == "thickest" else volumes
     if len(chosen) == 1:
         return _usable(found, chosen[0])
+    if not fitting and all(item.refused for item in found.candidates):
+        return _usable(found, found.candidates[0])  # to name it would not help
     if not fitting:
         given = f"no series that the model takes ({rule.describe()}) among {_listing(found.candidates)}"
         raise refusal(UnsuitableInputError, source, given, "one that it takes", "name one with --series UID")

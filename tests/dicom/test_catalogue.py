@@ -262,6 +262,13 @@ def test_a_rule_that_nothing_fits(tmp_path: Path, rule: SourceRule) -> None:
     assert "no series that the model takes" in refused(two_series(tmp_path), rule=rule)
 
 
+def test_where_no_stack_can_be_used_the_reason_is_told(tmp_path: Path) -> None:
+    """To name a series would not help."""
+    folder = write(tmp_path / "gap", voxels())
+    sorted(folder.iterdir())[2].unlink()
+    assert "no series that the model takes" not in refused(folder, rule=SourceRule(modality=("PT",)))
+
+
 def test_the_thickest_stack_is_not_passed_over_for_a_gap(tmp_path: Path) -> None:
     folder = two_series(tmp_path)
     next(path for path in (folder / "two").iterdir() if path.name.endswith("_4.dcm")).unlink()
