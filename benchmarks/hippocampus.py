@@ -2,13 +2,13 @@
 
 python benchmarks/hippocampus.py --work WORK --out benchmarks/results/hippocampus.json -- --preset tiny
 
-What follows ``--`` are options of ``dropgen-rt train``. The run in WORK/run goes on where it was stopped.
+What follows ``--`` are options of ``dropgen-rt train``. The run in WORK/run goes on where it was stopped; ``--so-far``
+trains no further and scores the best that it has.
 """
 
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from recording import write
 from dropgen_rt import Model, Settings, open_engine, open_named, segment
 from dropgen_rt.cli import main as command
 from dropgen_rt.evaluate import dice_per_label
+from dropgen_rt.train.outputs import finish
 from dropgen_rt.volume import read_label_map
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "hippocampus"
@@ -28,27 +29,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--so-far", action="store_true", help="Train no further.")
     parser.add_argument("options", nargs="*", help="Of dropgen-rt train, after --.")
     arguments = parser.parse_args()
     work, run = arguments.work, arguments.work / "run"
     work.mkdir(parents=True, exist_ok=True)
     held_out = write_split(work / "split.csv")
-    start = time.perf_counter()
-    resume = ["--resume"] if (run / "last.pt").is_file() else []
-    line = ["train", DATA, "--out", run, "--split", work / "split.csv", *resume, *arguments.options]
-    command.main([str(part) for part in line], standalone_mode=False)
-    seconds = time.perf_counter() - start
+    if arguments.so_far:
+        finish(DATA, run, split=work / "split.csv")
+    else:
+        resume = ["--resume"] if (run / "last.pt").is_file() else []
+        line = ["train", DATA, "--out", run, "--split", work / "split.csv", *resume, *arguments.options]
+        command.main([str(part) for part in line], standalone_mode=False)
     exported = CliRunner().invoke(command, ["export", str(run / "best.pt"), "-o", str(work / "hippocampus.onnx")])
     if exported.exit_code:
         sys.exit(exported.output)
-    trained = json.loads((run / "summary.json").read_text())["validation"]
+    summary = json.loads((run / "summary.json").read_text())
+    trained = summary["validation"]
     model = open_named(str(work / "hippocampus.onnx"))
     dice = {"default": inferred(model, held_out, False), "reference": inferred(model, held_out, True)}
     write(
         arguments.out,
         {
             "train_options": arguments.options,
-            "train_seconds": round(seconds),
+            "train_seconds": round(summary["seconds"]),
+            "best_step": summary["best_step"],
             "validation": trained,
             "infer_mean_dice": dice,
             "reference_minus_trained": round(dice["reference"] - trained["mean_dice"], 5),

@@ -42,8 +42,8 @@ def build(name_or_path: Path | str, options: BuildOptions, line: Callable[[str],
     Raises ModelError, UsageError, ResourceError, VerificationError or OutputError; then nothing is installed.
     """
     model = open_named(str(name_or_path))
-    check_home()
     name = check_name(options.name) if options.name is not None else model.name or _name_of(model)
+    check_home()
     if options.arch and options.engine != "rtx":
         raise UsageError("--arch names GPUs to build for ahead of time, which --engine rtx alone can do")
     batch = _batch(options.batch)

@@ -57,7 +57,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
     console = Console(quiet=not first)
     given = {key: value for key, value in options.items() if value is not None}
-    choose_device(device)  # what is not there is found before every file is read
+    choose_device(device)  # this and the encoder are found missing before every file is read
     if "encoder" in given:
         find_encoder(str(given["encoder"]))
     config = configure(

@@ -99,6 +99,9 @@ def evaluate_files(
         scores += _compare(found, known, names, values, tolerance_mm)
     rows = {score.label: [other for other in scores if other.label == score.label] for score in scores}
     for name, some in rows.items():
+        if all(math.isnan(score.dice) for score in some):
+            yield f"nan     {name}, in no map"
+            continue
         missing = in_one_map_only(some)
         line = f"{mean_of([score.dice for score in some]):.4f}  {name}"
         line += f", HD95 {mean_of([score.hd95_mm for score in some]):.2f} mm" if missing < len(some) else ""

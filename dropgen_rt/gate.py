@@ -1,5 +1,6 @@
 """The accuracy gate: golden windows through an engine, held against fp32."""
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,7 +36,8 @@ JUDGED_VOXELS = 400
 class GateReport:
     """Figures over all golden windows. Errors are of logits, over the range of the referee's; ``dice`` has one
     number per label, None where neither map has the label; ``failures`` is empty for an engine that passed.
-    ``unjudged`` names labels with too few voxels in the golden windows for their Dice to be judged."""
+    ``unjudged`` names labels with too few voxels in the golden windows for their Dice to be judged, ``window_s`` is how
+    long the engine took for a window, here and now."""
 
     engine: str
     precision: str
@@ -47,6 +49,7 @@ class GateReport:
     dice: tuple[float | None, ...]
     failures: tuple[str, ...]
     unjudged: tuple[str, ...] = ()
+    window_s: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -63,6 +66,7 @@ class GateReport:
             f"gate: {self.engine} {self.precision} against {self.referee}, {self.windows} golden windows",
             f"  logit error      {self.largest_error:.1e} largest, {self.rms_error:.1e} rms, of the logits' range",
             f"  label agreement  {self.agreement:.6f}  (accepted from {limit.agreement})",
+            f"  time             {self.window_s:.2f} s a window",
         ]
         for label, dice in zip(manifest.labels, self.dice, strict=True):
             rows.append(f"  Dice {'absent  ' if dice is None else format(dice, '.6f')}  {label.name}")
@@ -71,7 +75,10 @@ class GateReport:
                 f"  not judged: {', '.join(self.unjudged)}, with fewer than {JUDGED_VOXELS} voxels in the golden "
                 "windows; export with --golden SCAN, a scan that shows more of them"
             )
-        return [*rows, "gate: passed" if self.passed else f"gate: FAILED: {'; '.join(self.failures)}"]
+        passed = "gate: passed"
+        if len(self.unjudged) == len(manifest.labels):
+            passed += " by label agreement alone: the golden windows hold next to nothing that the model looks for"
+        return [*rows, passed if self.passed else f"gate: FAILED: {'; '.join(self.failures)}"]
 
 
 def judge(engine: Engine, golden: Golden, manifest: Manifest) -> GateReport:
@@ -79,9 +86,11 @@ def judge(engine: Engine, golden: Golden, manifest: Manifest) -> GateReport:
     spread = float(np.ptp(golden.logits)) or 1.0
     largest = squares = 0.0
     labels = np.empty_like(golden.labels)
-    step, finite = golden.step, True
+    step, finite, seconds = golden.step, True, 0.0
     for index, window in enumerate(golden.windows):
+        start = time.perf_counter()
         logits = engine.infer(window[None])[0]
+        seconds += time.perf_counter() - start
         finite = finite and bool(np.isfinite(logits).all())
         labels[index] = logits.argmax(0)
         error = np.abs(logits[:, ::step, ::step, ::step] - golden.logits[index], dtype=np.float64) / spread
@@ -98,7 +107,7 @@ def judge(engine: Engine, golden: Golden, manifest: Manifest) -> GateReport:
     ]  # fmt: skip
     return GateReport(
         engine.name, engine.precision, golden.referee, len(labels), largest, (squares / len(labels)) ** 0.5,
-        agreement, dice, tuple(failures), tuple(unjudged),
+        agreement, dice, tuple(failures), tuple(unjudged), seconds / len(labels),
     )  # fmt: skip
 
 

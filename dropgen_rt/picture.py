@@ -96,8 +96,11 @@ def _telling_slices(marked: NDArray[np.integer], classes: int) -> list[int]:
     for axis in range(3):
         areas = [np.bincount(plane.ravel(), minlength=classes)[1:] for plane in np.moveaxis(seen, axis, 0)]
         telling = np.sqrt(areas).sum(1)
-        best = int(telling.argmax()) * step
-        chosen.append(best if telling.any() else marked.shape[axis] // 2)
+        if telling.any():
+            chosen.append(int(telling.argmax()) * step)
+        else:  # what is smaller than a step lies between the voxels that were looked at
+            filled = np.flatnonzero(marked.any(axis=tuple({0, 1, 2} - {axis})))
+            chosen.append(int(filled[filled.size // 2]) if filled.size else marked.shape[axis] // 2)
     return chosen
 
 

@@ -78,7 +78,7 @@ def label_volumes(
     return tuple(
         LabelVolume(
             label.value, label.name, int(counts[label.value]),
-            round(float(counts[label.value]) * geometry.voxel_volume_ml, 6),  # to the cubic micrometre
+            float(f"{counts[label.value] * geometry.voxel_volume_ml:.7g}"),  # spacings have no more digits
         )
         for label in names
     )  # fmt: skip

@@ -40,15 +40,15 @@ def place_of_voxels(
 
 
 def _detached(path: Path, name: str) -> Path:
-    """The one data file that a header names; its bytes are taken as the system takes those of a file's name."""
-    name = os.fsdecode(name.encode("latin-1"))
+    """The one data file that a header names: its bytes as the system takes those of a file's name, or as latin-1."""
+    own = os.fsdecode(name.encode("latin-1"))
     try:
-        source = path.parent / name
-        if source.is_file():
-            return source
+        for source in (path.parent / own, path.parent / name):
+            if source.is_file():
+                return source
     except ValueError:  # a zero byte
         pass
     if name.split()[:1] == ["LIST"] or "%" in name:
         raise refusal(UnsuitableInputError, path, "voxels in several files", "one file", "save it as .nii.gz")
     step = "copy it beside the header"
-    raise refusal(UnreadableInputError, path, f"data file {name[:200]!r} is missing", "one that exists", step)
+    raise refusal(UnreadableInputError, path, f"data file {own[:200]!r} is missing", "one that exists", step)

@@ -61,7 +61,8 @@ def lock() -> Iterator[None]:
 
     make_folder(home())
     try:
-        (home() / "lock").touch()  # filelock takes a lack of permission for another process that holds it
+        with (home() / "lock").open("a"):  # filelock takes a lack of permission for another process that holds it
+            pass
     except OSError as error:
         raise OutputError(f"{home()}: {_closed(error)}") from error
     try:

@@ -212,7 +212,7 @@ def missing(found: Survey) -> list[str]:
 
 
 #: What the commands of an extra import.
-_EXTRAS = {"train": ("torch", "monai", "einops", "matplotlib", "tensorboardX")}
+_EXTRAS: dict[str, tuple[str, ...]] = {"train": ("torch", "monai", "einops", "matplotlib", "tensorboardX")}
 _EXTRAS["export"] = (*_EXTRAS["train"], "onnxscript", "onnxruntime")
 
 

@@ -179,12 +179,13 @@ def find_scans(paths: Sequence[str | Path]) -> list[Path]:
 
 def passed_over(folder: Path, scans: Sequence[Path]) -> Counter[str]:
     """What a folder of ``scans`` holds besides: how many entries of each kind."""
+    known = set(scans)
     return Counter(
         FOLDER_WITHIN if entry.is_dir()
         else "a label map, by its name" if scan_suffix(entry) and not entry.name.startswith(".")
         else "not a scan"
         for entry in folder.iterdir()
-        if entry not in scans
+        if entry not in known
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 // whose result does not depend on the order.
 //
 // Bytes moved per voxel: 4 read; its floor is half that of a copy. Operations: 2 comparisons; 2 shifts, 1 comparison.
-// Launch: extremes grid (ceil(wy / warps per block), 1, N * C); histogram grid (HISTOGRAM_BLOCKS); block
+// Launch: extremes grid (ceil(wy / warps per block), 1, N * C); histogram grid (up to HISTOGRAM_BLOCKS); block
 // THREADS_PER_BLOCK.
 
 #include "reduce.h"

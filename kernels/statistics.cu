@@ -60,7 +60,7 @@ __device__ __forceinline__ void add_to_block(Words* table, int label, const Part
 
 __device__ __forceinline__ Wide wide(const unsigned* words) { return Wide(words[1]) << 32 | words[0]; }
 
-// The columns x of one plane: calls add(label, part) for every stretch of one label.
+// Column x of one plane: calls add(label, part) for every stretch of one label.
 template <typename Label, typename Add>
 __device__ __forceinline__ void walk_column(const Label* __restrict__ labels, const float* __restrict__ intensities,
                                             int size_y, int size_x, int x, float offset, float scale, Add add) {

@@ -216,7 +216,9 @@ def device_counts(device, values, blocks, threads):
 
 def statistics_case(device, rng, threads, dtype):
     shape = size(rng)
-    labels = np.repeat(rng.integers(0, 300 if dtype == np.uint16 else 9, shape), 3, axis=2)[..., : shape[2]]
+    labels = rng.integers(0, 300 if dtype == np.uint16 else 9, shape)
+    axis = int(rng.integers(3))  # stretches of one label lie along it
+    labels = np.take(np.repeat(labels, 3, axis), range(shape[axis]), axis)
     labels = np.ascontiguousarray(labels, dtype)
     intensities, levels = normal(rng, shape, 100), Levels.over(-150.0, 200.0)
     table = empty_table(300)

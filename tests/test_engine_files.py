@@ -57,7 +57,8 @@ def test_the_lines_that_are_printed(model_file, home):
     lines = []
     run(model_file, lines, name="mine")
     assert lines[0].startswith("engine openvino on cpu: ") and lines[0].endswith("; precision fp32 as asked")
-    assert lines[-2:] == ["gate: passed", f"installed mine in {home}/models/mine.json, the default model"]
+    entry = f"{home}/models/mine.json"
+    assert lines[-2:] == ["gate: passed", f"installed mine in {entry}, the default model in place of brain9"]
 
 
 def test_the_number_of_threads_is_kept(model_file, model, monkeypatch):

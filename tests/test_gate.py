@@ -1,5 +1,7 @@
 """The gate: what it measures, worked out by hand, and what it lets pass."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -99,9 +101,16 @@ def test_the_table_that_is_printed(labels, tiny):
     lines = judge(Fixed(one_hot(labels), "bf16"), golden_of(labels), tiny.manifest()).lines(tiny.manifest())
     assert lines[0] == "gate: fixed bf16 against hand, 2 golden windows"
     assert lines[2] == "  label agreement  1.000000  (accepted from 0.998)"
-    assert lines[3:5] == ["  Dice 1.000000  medium", "  Dice 1.000000  bright"]
-    assert lines[5].startswith(f"  not judged: bright, with fewer than {JUDGED_VOXELS} voxels in the golden windows; ")
-    assert lines[6:] == ["gate: passed"]
+    assert re.fullmatch(r"  time             \d+\.\d\d s a window", lines[3])
+    assert lines[4:6] == ["  Dice 1.000000  medium", "  Dice 1.000000  bright"]
+    assert lines[6].startswith(f"  not judged: bright, with fewer than {JUDGED_VOXELS} voxels in the golden windows; ")
+    assert lines[7:] == ["gate: passed"]
+
+
+def test_a_gate_that_could_judge_no_label_says_so(labels, tiny):
+    labels[:] = 0
+    *_, last = judge(Fixed(one_hot(labels), "bf16"), golden_of(labels), tiny.manifest()).lines(tiny.manifest())
+    assert last.startswith("gate: passed by label agreement alone: the golden windows hold next to nothing")
 
 
 def test_labels_that_the_golden_windows_hardly_show_are_named(labels, tiny):

@@ -136,8 +136,8 @@ def test_a_data_folder_that_may_only_be_read(public, model, monkeypatch):
     """filelock would wait a minute for another process there."""
     monkeypatch.setenv("DROPGEN_RT_HOME", str(public))
     install(model, "mine", make_default=False)
-    for path in public.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in (public, *public.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
     with without_rights_of_root():
         assert open_named("mine").sha256 == model.sha256
         with pytest.raises(OutputError, match=r"Permission denied; check .* or set DROPGEN_RT_HOME"):

@@ -131,11 +131,12 @@ def test_detached_scans(make: SimpleNamespace, tmp_path: Path) -> None:
     assert read_scan(tmp_path / "raw.mhd").sha256 == hashlib.sha256(whole).hexdigest()
 
 
-@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
-def test_data_files_keep_their_letters(make: SimpleNamespace, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(("suffix", "coding"), [(".mhd", "utf-8"), (".nhdr", "utf-8"), (".mhd", "latin-1")])
+def test_data_files_keep_their_letters(make: SimpleNamespace, tmp_path: Path, suffix: str, coding: str) -> None:
+    """SimpleITK, which is asked where a scan lies, opens the data file of a NRRD header by the header's bytes."""
     (tmp_path / "größe.raw").write_bytes(make.voxels())
     header = make.mha(b"", ElementDataFile="NAME") if suffix == ".mhd" else make.nrrd(b"", data_file="NAME")
-    (tmp_path / f"größe{suffix}").write_bytes(header.replace(b"NAME", "größe.raw".encode()))
+    (tmp_path / f"größe{suffix}").write_bytes(header.replace(b"NAME", "größe.raw".encode(coding)))
     assert_known(read_volume(tmp_path / f"größe{suffix}"), make)
 
 

@@ -73,6 +73,8 @@ def installed() -> dict[str, Path]:
 def find_encoder(name_or_path: str) -> Path:
     """The file of an encoder given by path or by name. Raises MissingModelError, UsageError."""
     if "/" in name_or_path or name_or_path.endswith(".pt"):
+        if not Path(name_or_path).is_file():
+            raise MissingModelError(f"{name_or_path}: no such encoder file; at hand are: {', '.join(installed())}")
         return Path(name_or_path)
     found = installed().get(check_name(name_or_path))
     if found is not None:

@@ -45,10 +45,11 @@ def configure(
     if file is not None:
         given.insert(0, read_toml(file))
     if resume and (out / "config.toml").is_file():
+        check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
     wanted = build_config(PRESETS[preset], *given)
-    check_writable(made_folder(out) / "config.toml")  # before every file is read
     dataset = read_dataset(data, split)
+    check_writable(made_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
         return wanted
     found = fingerprint(data, dataset, cache, workers, console)

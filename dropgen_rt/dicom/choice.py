@@ -30,8 +30,9 @@ def choose(found: Catalogue, rule: SourceRule, series: str | None = None) -> Can
     chosen = thickest(volumes) if rule.pick == "thickest" else volumes
     if len(chosen) == 1:
         return _usable(found, chosen[0])
-    if not fitting and all(item.refused for item in found.candidates):
-        return _usable(found, found.candidates[0])  # to name it would not help
+    possible = chosen or found.candidates
+    if all(item.refused is not None for item in possible):  # to name one would not help
+        return _usable(found, next((item for item in possible if not item.planning), possible[0]))
     if not fitting:
         given = f"no series that the model takes ({rule.describe()}) among {_listing(found.candidates)}"
         raise refusal(UnsuitableInputError, source, given, "one that it takes", "name one with --series UID")

@@ -30,6 +30,8 @@ _FIRST_ELEMENTS = (0x00, 0x01, 0x05, 0x08, 0x12, 0x13, 0x14, 0x16, 0x18)
 #: Value types of such elements, and the most bytes that one holds.
 _FIRST_VRS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO")
 _FIRST_BYTES = 256
+#: Folders that file systems keep for themselves, often closed.
+_SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 _ACCEPTED = "a folder, file or ZIP archive of one DICOM study"
 
 
@@ -121,13 +123,13 @@ def _nothing(found: FileSet) -> InputError:
 
 
 def _walk(folder: Path, closed: list[OSError] | None = None) -> list[Path]:
-    """All files below, in name order; links to folders are not followed, so that none leads round.
+    """All files below that are not hidden, in name order; links to folders are not followed, so that none leads round.
 
     What refuses to list a folder is added to ``closed``.
     """
     found: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=closed.append if closed is not None else None):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SYSTEM_FOLDERS)
         found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         if len(found) > MAX_FILES:
             given, accepted = f"more than {MAX_FILES} files", "the folder of one study"
@@ -149,7 +151,7 @@ def _marked(
     if errors and not source.is_dir():
         raise not_readable(source, errors[0])
     if errors:
-        given = f"{len(errors)} files or folders in it cannot be read ({errors[0].strerror})"
+        given = f"{len(errors)} of its files and folders cannot be read ({errors[0].strerror})"
         step = "check permissions and broken links, or move the series to a folder of its own"
         raise refusal(UnreadableInputError, source, given, "a folder that may be read whole", step)
     return FileSet(source, tuple(files), len(paths) - len(files), temporary)

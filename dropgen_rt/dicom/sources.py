@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import highdicom as hd
 import pydicom
+from pydicom.charset import decode_element
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.valuerep import DA, TM
@@ -37,17 +38,19 @@ _CHECKED: dict[str, Callable[[str], object]] = {
 def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
     """The source data sets in slice order, without pixels; the guarded child has parsed the same bytes before.
 
-    Made fit for reference: text is in UTF-8; type 2 attributes that an anonymiser removed are there, empty, as is a
-    sex, date or time that the standard does not allow; orientation and slice thickness are stated once for all. Of
-    multi-frame images one is left, with the frames of all that were used, in slice order (``settle`` puts their true
-    numbers and files back): highdicom takes no more than one.
+    Made fit for reference: the first, from which objects take what is said of patient and study, has its text in UTF-8,
+    and a sex, date or time that the standard does not allow is empty there; type 2 attributes that an anonymiser
+    removed are there, empty; orientation and slice thickness are stated once for all. Of multi-frame images one is
+    left, with the frames of all that were used, in slice order (``settle`` puts their true numbers and files back):
+    highdicom takes no more than one.
     """
     files = dict.fromkeys(plane.header.file for plane in scan.slices)
     sources = [pydicom.dcmread(scan.files.files[file], stop_before_pixels=True, force=True) for file in files]
+    _make_legible(sources[0])
     for dataset in sources:
-        dataset.decode()
-        dataset.SpecificCharacterSet = _UTF_8
-        _complete(dataset)
+        for keyword in _TYPE_2:
+            if keyword not in dataset:
+                setattr(dataset, keyword, "")
         meta = dataset.file_meta
         dataset.SOPClassUID = dataset.get("SOPClassUID") or meta.MediaStorageSOPClassUID
         dataset.SOPInstanceUID = dataset.get("SOPInstanceUID") or meta.MediaStorageSOPInstanceUID
@@ -63,10 +66,19 @@ def read_sources(scan: DicomScan) -> tuple[Dataset, ...]:
     return tuple(sources[:1] if scan.slices[0].header.enhanced else sources)
 
 
-def _complete(dataset: Dataset) -> None:
-    for keyword in _TYPE_2:
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
+def _make_legible(dataset: Dataset) -> None:
+    """An element that cannot be parsed goes: no object needs it, and others can do without it."""
+    coding = dataset.get("SpecificCharacterSet")
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+            for item in element.value if element.VR == "SQ" else ():
+                item.decode()
+            if element.VR != "SQ":
+                decode_element(element, coding)
+        except Exception:  # the parser meets foreign bytes with whatever error they lead it to
+            del dataset[tag]
+    dataset.SpecificCharacterSet = _UTF_8
     for keyword, check in _CHECKED.items():
         try:
             if dataset.get(keyword):

@@ -140,7 +140,7 @@ def test_what_may_not_be_read_is_refused(public: Path, what: str) -> None:
     else:
         last.mkdir() if what == "a folder" else last.touch()
         last.chmod(0)
-    closed = pytest.raises(UnreadableInputError, match="1 files or folders in it cannot")
+    closed = pytest.raises(UnreadableInputError, match="1 of its files and folders cannot be read")
     with without_rights_of_root(), closed as raised:
         find_files(series)
     assert last.name not in str(raised.value)

@@ -264,6 +264,21 @@ def test_what_the_standard_does_not_allow_is_left_empty(tmp_path: Path, keyword:
         assert made.PatientID == "4711007"
 
 
+def test_elements_that_cannot_be_parsed_stand_in_no_objects_way(tmp_path: Path) -> None:
+    """Private ones, say: bytes that are no sequence. The guarded child that reads headers leaves them as they are."""
+
+    def edit(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.add_new(0x00091010, "OB", b"\1\2junk")
+
+    source(tmp_path / "in", edit=edit)
+    for path in (tmp_path / "in").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\x09\0\x10\x10OB", b"\x09\0\x10\x10SQ"))
+        with pytest.raises(OSError, match="No tag to read"):
+            pydicom.dcmread(path).decode()
+    files = written(read_dicom(tmp_path / "in"), blobs(), tmp_path / "out", *ALL)
+    assert {str(pydicom.dcmread(path).PatientID) for path in files.values()} == {"4711007"}
+
+
 @pytest.mark.parametrize("label", NAMES)
 def test_every_label_has_a_code(label: Label) -> None:
     code, _ = property_type(label)

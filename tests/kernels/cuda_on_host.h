@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <ucontext.h>
 #include <utility>
@@ -60,9 +61,12 @@ inline void run_block_together(unsigned threads, std::function<void()> work) {
         block.threads[i].uc_link = &block.scheduler;
         makecontext(&block.threads[i], run_waiting_thread, 0);
     }
-    while (std::count(block.done.begin(), block.done.end(), 0))
+    // Threads that end while others wait are what a GPU has no defined result for.
+    for (unsigned ended = 0; ended < threads; ended = unsigned(std::count(block.done.begin(), block.done.end(), 1))) {
+        if (ended) std::abort();
         for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x)
-            if (!block.done[threadIdx.x]) swapcontext(&block.scheduler, &block.threads[threadIdx.x]);
+            swapcontext(&block.scheduler, &block.threads[threadIdx.x]);
+    }
 }
 
 // Every thread of a grid in turn, with the parameters as the driver takes them: addresses of the values.
