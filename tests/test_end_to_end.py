@@ -58,7 +58,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_verb_on_real_scans(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DROPGEN_RT_HOME", str(tmp_path / "home"))
     last = invoke("build-engine", built / "model.onnx", "--name", "hippocampus")
-    assert last == f"installed hippocampus in {tmp_path / 'home' / 'models' / 'hippocampus.json'}, the default model"
+    entry = tmp_path / "home" / "models" / "hippocampus.json"
+    assert last == f"installed hippocampus in {entry}, the default model in place of brain9"
     assert invoke("infer", built / "scan.nii.gz", "-o", tmp_path) == f"wrote {tmp_path / 'scan_seg.nii.gz'}"
     labels, geometry = read_label_map(tmp_path / "scan_seg.nii.gz")
     scan = read_scan(built / "scan.nii.gz")
