@@ -217,7 +217,10 @@ NO_SERIES: Rows = [
     # a name in the place of a UID, which a list of the series would repeat
     ("uid_name", lambda: {**series("uid_name/a", setting(SeriesInstanceUID="CANARY^BIRD")),
                           **series("uid_name/b", lambda d, k: rename_series(d, k, "CANARY\x10"))},
-     "2 possible stacks: invalid (CT HEAD 12 x 10 x 6), invalid (CT HEAD 12 x 10 x 6)"),
+     "a unique identifier (UID) that is none"),
+    ("uid_beside", lambda: {**series("uid_beside/a"),
+                            **series("uid_beside/b", lambda d, k: rename_series(d, k, "CANARY\x10"))},
+     "invalid (CT HEAD 12 x 10 x 6)"),
     # a volume of one of the colours, or of vectors
     ("rgb", lambda: series("rgb", setting(SamplesPerPixel=3, PhotometricInterpretation="RGB")), "RGB images"),
     ("palette", lambda: series("palette", setting(PhotometricInterpretation="PALETTE COLOR")), "PALETTE COLOR images"),
