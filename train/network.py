@@ -180,16 +180,12 @@ class DropGen(nn.Module):
     def _start_from_the_image(self, images: int) -> None:
         """Zero the first layers' feature weights: the segmentor begins as the image's own and takes features in.
 
-        Sixteen standardised features otherwise drown one image, and a short training sees little but them. The image's
-        weights are as large as if it were alone, for PyTorch draws them for all inputs: smaller ones are overrun by the
-        features' first steps, and trainings with dropout were seen to stay there.
+        Sixteen standardised features otherwise drown one image, and a short training sees little but them.
         """
         inputs = self.segmentor.config.in_channels
-        alone = (inputs / images) ** 0.5
         for layer in self.segmentor.modules():  # SwinUNETR has more than one layer that sees the input
             if isinstance(layer, nn.Conv3d) and layer.in_channels == inputs:
                 with torch.no_grad():
-                    layer.weight[:, :images] *= alone
                     layer.weight[:, images:] = 0
 
     def train(self, mode: bool = True) -> "DropGen":
