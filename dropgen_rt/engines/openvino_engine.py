@@ -28,7 +28,7 @@ _VNNI = ("avx512_vnni", "avx_vnni")
 def supported_precisions() -> tuple[Precision, ...]:
     """What this CPU computes in hardware, narrowest first; OpenVINO would emulate the rest, some 50 times slower.
 
-    Never fp16: OpenVINO offers it for AVX512-FP16, where it took twice as long as fp32 and six times as long as bf16.
+    Never fp16: OpenVINO offers it for AVX512-FP16, where it took longer than fp32.
     """
     offered = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     order: tuple[Precision, ...] = ("bf16", "fp32")

@@ -88,7 +88,7 @@ def test_eight_bits_where_the_cpu_has_none_are_refused(model, monkeypatch):
 
 
 def test_fp16_is_not_for_cpus(model):
-    """OpenVINO offers it on some, where it takes twice as long as fp32."""
+    """OpenVINO offers it on some, where it is slower than fp32."""
     with pytest.raises(PrecisionError, match=r"precision fp16: this CPU .* has no fast fp16, .*accepted here are"):
         OpenVinoEngine(model, precision="fp16")
 
