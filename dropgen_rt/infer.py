@@ -250,7 +250,7 @@ class Run:
     def tell(self, job: Job | DropgenError) -> None:
         """Say what was written."""
         assert isinstance(job, Job)
-        for file in [job.report] * (job.report is not None) + list(job.labels.values()):
+        for file in filter(None, (job.report, *job.labels.values())):
             self.console.line(f"wrote {file}")
 
 

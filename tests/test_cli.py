@@ -228,6 +228,7 @@ def test_a_read_only_output_folder(scan, model_file):
     result = run("infer", scan(), "-o", "/proc/self", "--model", model_file)
     assert_refused(result, 6)
     assert "engine" not in result.output
+    assert "its folder takes no files" in result.stderr
 
 
 def test_a_result_in_whose_place_a_folder_stands(scan, out, model_file):

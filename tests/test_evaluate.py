@@ -275,3 +275,8 @@ def test_values_of_the_prediction_alone_are_no_reason_to_merge(tmp_path):
     prediction, label = write(tmp_path / "p.nii.gz", many % 2), write(tmp_path / "l.nii.gz", many)
     warning, *_ = evaluate_files(prediction, label, None, None)
     assert warning.startswith("warning: no prediction holds the label values 2, 3, 4, 5, 6 and 1 more;")
+
+
+def test_where_nothing_can_be_written_is_found_before_a_map_is_read(tmp_path):
+    with pytest.raises(OutputError, match="the folder does not exist"):
+        next(evaluate_files(tmp_path / "none.nii", tmp_path / "none.nii", None, tmp_path / "none" / "scores.json"))

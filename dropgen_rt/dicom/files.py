@@ -168,6 +168,7 @@ def _unpacked(path: Path) -> FileSet:
                 _unpack(path, archive, member, Path(temporary.name) / f"{index:06d}")
                 for index, member in enumerate(members)
             ]
+    # What zipfile raises for damaged, unusual (a compression that it does not implement) or encrypted archives.
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
         raise refusal(
             UnreadableInputError, path, "a damaged or unusual ZIP archive", _ACCEPTED, "pack it again"

@@ -132,3 +132,8 @@ def test_names_that_are_nowhere() -> None:
     with pytest.raises(UsageError, match="known on the hub are anatomix, anatomix-dev"):
         encoders.fetch("resnet")
     assert encoders.encoder_for("erm", None) is None
+
+
+def test_a_file_that_is_not_there_is_no_encoder(tmp_path):
+    with pytest.raises(MissingModelError, match=r"gone\.pt: no such encoder file; at hand are: "):
+        encoders.find_encoder(str(tmp_path / "gone.pt"))
