@@ -140,7 +140,7 @@ def resample_row(device: Device, spacing: float) -> Row:
         taps = [held.put_taps(Taps.of_matrix(triangle(n, m))) for n, m in zip(shape[1:], extents, strict=True)]
         steps = [int(np.prod(shape[axis + 1 :])) for axis in range(4)]
         table = held.put(Normalisation((0.0,), (15000.0,), (0.0,), (1e-4,)).table())
-        launch = resample_launch(volume, "int16", steps, 1, taps, table, out)
+        launch = resample_launch(volume, "int16", steps, shape, taps, table, out)
         ms = median_ms(device, lambda: device.launch(launch))
     moved = 2 * int(np.prod(shape)) + 4 * int(np.prod(extents))
     return {"kernel": "resample_i16", "what": f"512 x 512 x 1024, spacing x {spacing:g}", "bytes": moved, "ms": ms}

@@ -58,15 +58,19 @@ def bounding_box(
 
     Returns the box's first voxel and its size, both (z, y, x); size 0 says that no window meets the volume.
     """
-    wide = starts.astype(np.int64)
-    meets = ((wide + window > 0) & (wide < extent)).all(axis=1)
-    if not meets.any():
+    # Plain numbers: a batch is a few windows, and NumPy's calls would take longer than a GPU takes to add them.
+    meeting = [
+        row
+        for row in starts.tolist()
+        if all(-edge < at < size for at, edge, size in zip(row, window, extent, strict=True))
+    ]
+    if not meeting:
         return (0, 0, 0), (0, 0, 0)
-    first = np.maximum(wide[meets].min(axis=0), 0)
-    size = np.minimum(wide[meets].max(axis=0) + window, extent) - first
-    z, y, x = map(int, first)
-    size_z, size_y, size_x = map(int, size)
-    return (z, y, x), (size_z, size_y, size_x)
+    columns = list(zip(*meeting, strict=True))
+    z, y, x = (max(min(column), 0) for column in columns)
+    ends = (min(max(column) + edge, size) for column, edge, size in zip(columns, window, extent, strict=True))
+    end_z, end_y, end_x = map(int, ends)
+    return (z, y, x), (end_z - z, end_y - y, end_x - x)
 
 
 def accumulate(sums: Float32Array, logits: NDArray[Any], starts: Int32Array, weights: Sequence[Float32Array]) -> None:

@@ -13,7 +13,7 @@ ENTRY_POINTS = {
     "gather": ("gather",),
     "accumulate": ("accumulate_f32", "accumulate_f16", "accumulate_bf16"),
     "finalise": ("finalise_u8", "finalise_u16"),
-    "resample": ("resample_f32", "resample_i16", "resample_u16", "resample_u8"),
+    "resample": tuple(f"resample{taps}_{voxel}" for taps in ("", "_one_tap") for voxel in ("f32", "i16", "u16", "u8")),
     "reduce": ("extremes", "histogram"),
     "statistics": ("statistics_u8", "statistics_u16"),
 }

@@ -6,14 +6,16 @@ that each says its own size: uint64 for pointers, int32, int64 or float32 for nu
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from dropgen_rt.kernels.architectures import THREADS_PER_BLOCK
 
 LANES = 32
-#: Values that a thread loads before it uses the first, as warp.h has it.
+#: Values that a thread loads before it uses the first, and rows that a warp has in hand side by side, as warp.h has them.
 IN_FLIGHT = 4
+ROWS_PER_WARP = 4
 
 #: Entry points of accumulate by the type of the logits.
 LOGIT_TYPES = ("f32", "f16", "bf16")
@@ -62,7 +64,7 @@ def gather_launch(
     arguments = (
         *pointers(volume), *numbers(*shape), *pointers(starts), *numbers(*window), *pointers(normalisation, out),
     )  # fmt: skip
-    grid = (blocks_for_rows(window[1], threads), window[0], batch * shape[0])
+    grid = (blocks_for_rows(-(-window[1] // ROWS_PER_WARP), threads), window[0], batch * shape[0])
     return Launch("gather", grid, arguments, threads)
 
 
@@ -87,7 +89,12 @@ def finalise_launch(
     sums: int, shape: Sequence[int], totals: Sequence[int], axes: Sequence[AxisTables], x_is_identity: bool,
     labels: int, probability: int | None = None, margin: int | None = None, threads: int = THREADS_PER_BLOCK,
 ) -> Launch:  # fmt: skip
-    """``finalise.cu``: ``shape`` is (K, Z, Y, X); ``labels`` takes uint8 up to 256 classes and uint16 above."""
+    """``finalise.cu``: ``shape`` is (K, Z, Y, X); ``labels`` takes uint8 up to 256 classes and uint16 above.
+
+    Raises OverflowError beyond 2^32 sums per class: the kernel counts them in 32 bits.
+    """
+    if prod(shape[1:]) >= 2**32:
+        raise OverflowError(f"sums of {tuple(shape[1:])}: finalise on a GPU takes fewer than 2^32 per class")
     tables = [address for axis in axes for address in (axis.lower, axis.upper, axis.fraction)]
     depth, height, width = (axis.length for axis in axes)
     arguments = (
@@ -109,8 +116,8 @@ class TapTables:
     length: int
 
 
-#: Entry points of resample by the scan's voxel type.
-VOXEL_ENTRIES = {"float32": "resample_f32", "int16": "resample_i16", "uint16": "resample_u16", "uint8": "resample_u8"}
+#: The scan's voxel types as resample's entry points name them.
+VOXEL_ENTRIES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8"}
 
 #: Eight for each multiprocessor of an H100, all at once: their tables take 128 of its 228 KiB of shared memory.
 HISTOGRAM_BLOCKS = 1056
@@ -118,20 +125,25 @@ HISTOGRAM_COPIES = 64
 
 
 def resample_launch(
-    volume: int, voxel_type: str, steps: Sequence[int], channels: int, taps: Sequence[TapTables],
+    volume: int, voxel_type: str, steps: Sequence[int], shape: Sequence[int], taps: Sequence[TapTables],
     normalisation: int, out: int, threads: int = THREADS_PER_BLOCK,
 ) -> Launch:  # fmt: skip
-    """``resample.cu``: ``steps`` in elements along (C, Z, Y, X), ``taps`` of z, y and x."""
+    """``resample.cu``: ``shape`` is the volume's (C, Z, Y, X), ``steps`` in elements along it, ``taps`` of z, y and x.
+
+    Where no axis has more than one tap, as where a scan is only turned, a kernel of its own does it.
+    """
     tables: list[np.generic] = []
     for axis in taps:
         tables += [*pointers(axis.first, axis.count, axis.weight), *numbers(axis.most)]
     depth, height, width = (axis.length for axis in taps)
     arguments = (
-        *pointers(volume), *map(np.int64, steps), *tables, *numbers(height, width, channels),
+        *pointers(volume), *map(np.int64, steps), *tables, *numbers(height, width, shape[0]),
         *pointers(normalisation, out),
     )  # fmt: skip
-    grid = (blocks_for_rows(height, threads), depth, channels)
-    return Launch(VOXEL_ENTRIES[voxel_type], grid, arguments, threads)
+    one_tap = all(axis.most == 1 for axis in taps) and prod(shape[1:]) < 2**31  # it counts in 32 bits
+    rows = -(-height // ROWS_PER_WARP) if one_tap else height
+    entry = f"resample{'_one_tap' if one_tap else ''}_{VOXEL_ENTRIES[voxel_type]}"
+    return Launch(entry, (blocks_for_rows(rows, threads), depth, shape[0]), arguments, threads)
 
 
 def extremes_launch(
@@ -161,7 +173,12 @@ def statistics_launch(
     labels: int, intensities: int, shape: Sequence[int], label_bytes: int, levels: tuple[float, float], first_z: int,
     table: int, threads: int = THREADS_PER_BLOCK,
 ) -> Launch:  # fmt: skip
-    """``statistics.cu``: ``shape`` is (nz, ny, nx), ``levels`` the offset and the scale of the intensities."""
+    """``statistics.cu``: ``shape`` is (nz, ny, nx), ``levels`` the offset and the scale of the intensities.
+
+    Raises OverflowError beyond 65536 rows: the kernel sums a column's 16-bit levels in 32 bits.
+    """
+    if shape[1] > 2**16:
+        raise OverflowError(f"{shape[1]} rows: statistics on a GPU takes up to 65536")
     arguments = (
         *pointers(labels, intensities), *numbers(*shape[1:]), *map(np.float32, levels), *numbers(first_z),
         *pointers(table),

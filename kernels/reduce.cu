@@ -55,10 +55,12 @@ extern "C" __global__ void __launch_bounds__(256)
     const int64_t stretch = int64_t(blockDim.x) * IN_FLIGHT;
     for (int64_t first = blockIdx.x * stretch + threadIdx.x; first < count; first += gridDim.x * stretch) {
         float ahead[IN_FLIGHT];
+#pragma unroll
         for (int k = 0; k < IN_FLIGHT; ++k) {
             const int64_t i = first + int64_t(k) * blockDim.x;
             ahead[k] = i < count ? values[i] : 0.0f;
         }
+#pragma unroll
         for (int k = 0; k < IN_FLIGHT; ++k) {
             const unsigned key = key_of(ahead[k]);
             if (first + int64_t(k) * blockDim.x < count && counts_for(key, digit))

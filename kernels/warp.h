@@ -6,7 +6,24 @@
 namespace dropgen {
 
 constexpr int LANES = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int IN_FLIGHT = 4;
+
+// Rows that one warp writes, where one alone would be over before what is looked up for it has paid.
+constexpr int ROWS_PER_WARP = 4;
+
+// Blocks of 256 threads that are to share a multiprocessor, for __launch_bounds__: what is wanted, or as many as it holds.
+constexpr int blocks(int wanted) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+    constexpr int most = 4;
+#elif defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ == 1200)
+    constexpr int most = 6;
+#else
+    constexpr int most = 8;
+#endif
+    return wanted < most ? wanted : most;
+}
 
 struct Lane {
     int row, x;  // the warp's row among those of blockIdx.x, and the lane's first place along it

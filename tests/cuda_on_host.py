@@ -5,6 +5,7 @@ arguments, who copies what when. Device addresses are host addresses, streams an
 """
 
 import ctypes
+import mmap
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,9 @@ from dropgen_rt.kernels.launch import Launch
 
 CXX = shutil.which("g++")
 SHIM = Path(__file__).parent / "kernels" / "cuda_on_host.h"
+LIBC = ctypes.CDLL(None)
+#: Bytes that an address is a multiple of: a GPU's are of more, but then as much room may lie before the guard.
+ALIGNED = 16
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-include", str(SHIM), "-x", "c++")
 
 
@@ -26,13 +30,17 @@ def build(folder: Path) -> dict[str, ctypes._CFuncPtr]:
     for stem, entries in ENTRY_POINTS.items():
         source, library = folder / f"{stem}_on_host.cpp", folder / f"{stem}.so"
         cuda = source_folder() / f"{stem}.cu"
-        together = "true" if "__syncthreads" in cuda.read_text() else "false"
-        lines = [f'#include "{cuda}"', *(f"RUNS_ON_HOST({entry}, {together})" for entry in entries)]
+        lines = [f'#include "{cuda}"', *(f"RUNS_ON_HOST({entry}, {waiting(cuda.read_text())})" for entry in entries)]
         source.write_text("\n".join(lines) + "\n")
         subprocess.run([CXX, *FLAGS, source, "-o", library], check=True)
         loaded = ctypes.CDLL(str(library))
         functions.update({entry: loaded[f"run_{entry}"] for entry in entries})
     return functions
+
+
+def waiting(text: str) -> int:
+    """How many threads of a .cu file wait for each other: 1 (none), 32 (a warp), 0 (the whole block)."""
+    return 0 if "__syncthreads" in text else 32 if "_sync(" in text else 1
 
 
 class HostGraphs:
@@ -54,6 +62,20 @@ class HostGraphs:
         del self.graphs[graph]
 
 
+class Guarded:
+    """Memory between two pages that nobody may touch: what reads or writes beyond it ends the process, with a stack."""
+
+    def __init__(self, size: int) -> None:
+        pages = -(-max(size, 1) // mmap.PAGESIZE) + 2
+        self._map = mmap.mmap(-1, pages * mmap.PAGESIZE)
+        self._map[:] = b"\xcd" * len(self._map)  # never zero: what is not written must show
+        first = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        last = first + (pages - 1) * mmap.PAGESIZE
+        for page in (first, last):
+            assert LIBC.mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
+        self.address = last - -(-max(size, 1) // ALIGNED) * ALIGNED  # its end against the last page
+
+
 class HostDevice:
     """``dropgen_rt.gpu.Device`` on the CPU."""
 
@@ -69,10 +91,9 @@ class HostDevice:
         self.recorder = HostGraphs()
 
     def allocate(self, size):
-        block = np.full(size + 256, 0xCD, np.uint8)  # never zero: what is not written must show
-        address = -(-block.ctypes.data // 256) * 256
-        self.held[address] = block
-        return address
+        block = Guarded(size)
+        self.held[block.address] = block
+        return block.address
 
     def release(self, address):
         del self.held[address]

@@ -144,11 +144,11 @@ def finalise_case(device, rng, threads, classes=None):
             np.testing.assert_array_equal(held.get(more[1], expected.shape, np.float32), margin_definition(logits))
 
 
-def random_taps(rng, extent, count):
-    """Runs of one to six voxels anywhere, or the identity."""
+def random_taps(rng, extent, count, most):
+    """Runs of one to ``most`` voxels anywhere, or the identity."""
     if rng.random() < 0.3:
         return Taps.identity(extent)
-    most = int(rng.integers(1, 7))
+    most = int(rng.integers(1, most + 1))
     counts = rng.integers(1, min(most, extent) + 1, count)
     first = rng.integers(0, extent - counts + 1)
     weight = np.where(np.arange(most) < counts[:, None], normal(rng, (count, most)), np.float32(np.nan))
@@ -161,10 +161,10 @@ def turned(rng, array):
     return array.transpose(0, *order)[(slice(None), *(slice(None, None, int(rng.choice([1, -1]))) for _ in range(3)))]
 
 
-def resample_case(device, rng, threads, voxel_type):
+def resample_case(device, rng, threads, voxel_type, most=6):
     stored = (rng.standard_normal((int(rng.integers(1, 3)), *size(rng, 16))) * 1000).astype(voxel_type)
     volume = turned(rng, stored)
-    taps = [random_taps(rng, extent, n) for extent, n in zip(volume.shape[1:], size(rng, 16), strict=True)]
+    taps = [random_taps(rng, extent, n, most) for extent, n in zip(volume.shape[1:], size(rng, 16), strict=True)]
     channels = len(volume)
     normalisation = Normalisation((-500.0,) * channels, (900.0,) * channels, (3.0,) * channels, (0.01,) * channels)
     expected = resample_definition(volume, taps, normalisation)
@@ -174,7 +174,7 @@ def resample_case(device, rng, threads, voxel_type):
         out, tables = held.room(expected.shape, np.float32), [held.put_taps(along) for along in taps]
         bounds = held.put(normalisation.table())
         at = held.put(stored) + offset
-        device.launch(resample_launch(at, volume.dtype.name, steps, channels, tables, bounds, out, threads))
+        device.launch(resample_launch(at, volume.dtype.name, steps, volume.shape, tables, bounds, out, threads))
         assert held.get(out, expected.shape, np.float32).tobytes() == expected.tobytes()
 
 
@@ -241,9 +241,13 @@ CASES = {
     "finalise_u8": finalise_case,
     "finalise_u16": lambda device, rng, threads: finalise_case(device, rng, threads, classes=300),
     "resample_f32": lambda device, rng, threads: resample_case(device, rng, threads, np.float32),
+    "resample_one_tap_f32": lambda device, rng, threads: resample_case(device, rng, threads, np.float32, most=1),
     "resample_i16": lambda device, rng, threads: resample_case(device, rng, threads, np.int16),
+    "resample_one_tap_i16": lambda device, rng, threads: resample_case(device, rng, threads, np.int16, most=1),
     "resample_u16": lambda device, rng, threads: resample_case(device, rng, threads, np.uint16),
+    "resample_one_tap_u16": lambda device, rng, threads: resample_case(device, rng, threads, np.uint16, most=1),
     "resample_u8": lambda device, rng, threads: resample_case(device, rng, threads, np.uint8),
+    "resample_one_tap_u8": lambda device, rng, threads: resample_case(device, rng, threads, np.uint8, most=1),
     "extremes": extremes_case,
     "histogram": histogram_case,
     "statistics_u8": lambda device, rng, threads: statistics_case(device, rng, threads, np.uint8),

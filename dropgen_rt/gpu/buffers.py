@@ -1,5 +1,6 @@
 """Arrays on the device that are released together."""
 
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -56,3 +57,41 @@ class Buffers:
     ) -> None:
         while self._held:
             self.device.release(self._held.pop())
+
+
+#: Pinned memory is taken from the whole machine: arrays beyond this many bytes are of plain memory.
+MOST_PINNED_BYTES = 2**30
+
+
+class PinnedArrays:
+    """Host arrays that a device writes to directly, and that come back here when nobody holds them any more.
+
+    Pinning takes longer than the copy it saves, so memory once pinned is kept for later scans.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._free: list[NDArray[np.uint8]] = []
+        self._bytes = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array that is not written yet; of plain memory where too much is pinned."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        fitting = [place for place, block in enumerate(self._free) if block.nbytes >= size]
+        if fitting:
+            block = self._free.pop(min(fitting, key=lambda place: self._free[place].nbytes))
+        elif self._bytes + size <= MOST_PINNED_BYTES:
+            block = self._device.pinned((size,), np.uint8)
+            self._bytes += size
+        else:
+            return np.empty(shape, dtype)
+        holder = _Holder(block[:size].view(dtype).reshape(shape))
+        weakref.finalize(holder, self._free.append, block).atexit = False
+        return np.asarray(holder)
+
+
+class _Holder:
+    """What arrays are views of: it lives as long as the last of them, which no array between does."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.__array_interface__ = array.__array_interface__

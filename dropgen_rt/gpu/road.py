@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from dropgen_rt.air import AirRule, Greatest, are_air
 from dropgen_rt.errors import DeviceMemoryError
-from dropgen_rt.gpu.buffers import Buffers
+from dropgen_rt.gpu.buffers import Buffers, PinnedArrays
 from dropgen_rt.gpu.device import Device, address_of
 from dropgen_rt.gpu.graphs import NetworkGraph
 from dropgen_rt.gpu.images import load_kernels
@@ -54,6 +54,7 @@ class GpuRoad:
             load_kernels(device)
         self.stream = device.stream()
         self._staging = np.empty(0, np.uint8)
+        self.results = PinnedArrays(device)
 
     def upload(self, array: NDArray[np.generic], held: Buffers) -> int:
         """A copy of a C-contiguous array on the device, through pinned memory that later scans use again."""
@@ -68,17 +69,6 @@ class GpuRoad:
             self.device.upload(address + first, piece, self.stream)
         return address
 
-    def download(self, address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A new host array with what is on the device once the stream's work is done."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if self._staging.nbytes < size:
-            self._staging = self.device.pinned((size,), np.uint8)
-        landed = self._staging[:size]
-        if size:
-            self.device.download(landed, address, self.stream)
-        self.device.synchronise(self.stream)
-        return landed.view(dtype).reshape(shape).copy()
-
     def resample(self, array: NDArray[np.generic], taps: Sequence[Taps], held: Buffers) -> int:
         """(C, nz, ny, nx) float32 on the device: ``array`` (C, z, y, x), a view of any strides, on the working grid."""
         stored = array.base if array.base is not None and array.base.flags.c_contiguous else array
@@ -91,7 +81,7 @@ class GpuRoad:
             steps = [step // array.itemsize for step in array.strides]
             identity = mine.put(Normalisation.identity(len(array)).table())
             tables = [mine.put_taps(along) for along in taps]
-            self.launch(resample_launch(at, array.dtype.name, steps, len(array), tables, identity, out))
+            self.launch(resample_launch(at, array.dtype.name, steps, array.shape, tables, identity, out))
             self.device.synchronise(self.stream)
         return out
 
@@ -167,6 +157,9 @@ class GpuRoll:
         shape = tuple(map(len, maps))
         self.labels = held.room(shape, self.label_type)
         self.probability = held.room(shape, np.float32) if probability else 0
+        self.results = {self.labels: road.results.empty(shape, self.label_type)}
+        if probability:
+            self.results[self.probability] = road.results.empty(shape, np.float32)
         self.windows, self.logits, self.air_logits = 0, 0, 0
         self._make_room()
         self.network = self._graph_of_network() if cuda_graph else None
@@ -218,9 +211,7 @@ class GpuRoll:
                 self.place(starts[layer.windows], layer, mine)
                 self._add_layer(air[layer.windows], progress)
             self.finalise(layer)
-        shape = tuple(map(len, self.maps))
-        best = self.road.download(self.probability, shape, np.float32) if self.probability else None
-        return self.road.download(self.labels, shape, self.label_type), best
+        return self.results[self.labels], self.results.get(self.probability)
 
     def place(self, starts: NDArray[np.int32], layer: Layer, mine: Buffers) -> None:
         """The layer's starts on the device: in the image, and for each place in the ring."""
@@ -294,6 +285,9 @@ class GpuRoll:
                 chance = self.probability + before * FLOAT if self.probability else None
                 identity = self.tables.x_is_identity
                 self.road.launch(finalise_launch(self.ring, self.ring_shape, totals, axes, identity, out, chance))
+                for address, result in self.results.items():  # while the device works on
+                    some = result[layer.planes]
+                    device.download(some, address + layer.planes.start * result.strides[0], stream)
             for slots in layer.cleared:
                 first, count = self.ring + slots.start * plane_bytes, slots.stop - slots.start
                 device.clear_rows(first, self.ring_shape[1] * plane_bytes, count * plane_bytes, self.classes, stream)

@@ -1,15 +1,18 @@
-// Lets a C++ compiler read a .cu file and run one CUDA thread at a time. Where threads wait for each other at
-// __syncthreads, each has a stack of its own and is left there until all of its block have come as far.
+// Lets a C++ compiler read a .cu file and run one CUDA thread at a time. Where threads wait for each other, those of a
+// block at __syncthreads or those of a warp at a shuffle, each has a stack of its own and is left there until all of them
+// have come as far. No file may have both.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <csetjmp>
 #include <cstdlib>
 #include <functional>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
 
+using std::max;
 using std::min;
 
 struct Position {
@@ -25,52 +28,103 @@ static Position gridDim, blockIdx, blockDim, threadIdx;
 // One block runs at a time; what an earlier one left there must not matter.
 #define __shared__ static
 
-// The threads of one block that wait for each other.
+// The threads of one block, or of one warp, that wait for each other. ucontext starts a thread on a stack of its own; from
+// then on jumps lead to it and back, which spare the system calls of a change of context.
 struct Block {
     static constexpr std::size_t STACK_BYTES = 1 << 16;
-    std::vector<ucontext_t> threads;
+    unsigned first;
+    std::vector<jmp_buf> waiting;
     std::vector<std::vector<char>> stacks;
     std::vector<char> done;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::function<void()> work;
 };
 
 static Block block_of_threads;
 
-inline void __syncthreads() {
-    const unsigned mine = threadIdx.x;
-    swapcontext(&block_of_threads.threads[mine], &block_of_threads.scheduler);
+inline void wait_for_the_others() {
+    Block& block = block_of_threads;
+    if (!_setjmp(block.waiting[threadIdx.x - block.first])) _longjmp(block.scheduler, 1);
 }
+
+inline void __syncthreads() { wait_for_the_others(); }
+
+constexpr unsigned LANES_OF_A_WARP = 32;
+
+// What all lanes of the warp show each other; in turns, so that none is overwritten before all have looked.
+template <typename Value>
+const Value* shown(unsigned lanes, Value value) {
+    static Value places[2][LANES_OF_A_WARP];
+    static unsigned turn[LANES_OF_A_WARP];
+    const unsigned own = threadIdx.x % LANES_OF_A_WARP;
+    if (lanes != 0xffffffffu) std::abort();
+    Value* const all = places[turn[own]++ % 2];
+    all[own] = value;
+    wait_for_the_others();
+    return all;
+}
+
+template <typename Value>
+Value __shfl_sync(unsigned lanes, Value value, int lane) {
+    return shown(lanes, value)[unsigned(lane) % LANES_OF_A_WARP];
+}
+
+template <typename Value>
+Value __shfl_xor_sync(unsigned lanes, Value value, int other) {
+    return shown(lanes, value)[(threadIdx.x % LANES_OF_A_WARP) ^ unsigned(other)];
+}
+
+inline unsigned __ballot_sync(unsigned lanes, bool vote) {
+    const bool* const all = shown(lanes, vote);
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < LANES_OF_A_WARP; ++lane) votes |= unsigned(all[lane]) << lane;
+    return votes;
+}
+
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline void run_waiting_thread() {
     block_of_threads.work();
-    block_of_threads.done[threadIdx.x] = 1;
+    block_of_threads.done[threadIdx.x - block_of_threads.first] = 1;
+    _longjmp(block_of_threads.scheduler, 1);
 }
 
-// In rounds: each thread runs to its next wait, or to its end.
-inline void run_block_together(unsigned threads, std::function<void()> work) {
+inline void start_thread(std::vector<char>& stack) {
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack.data();
+    context.uc_stack.ss_size = Block::STACK_BYTES;
+    context.uc_link = nullptr;
+    makecontext(&context, run_waiting_thread, 0);
+    setcontext(&context);
+}
+
+// In rounds: each of the threads from `first` on runs to its next wait, or to its end.
+inline void run_together(unsigned first, unsigned threads, std::function<void()> work) {
     Block& block = block_of_threads;
-    block.threads.resize(threads);
-    block.stacks.resize(threads, std::vector<char>(Block::STACK_BYTES));
+    block.first = first;
+    if (block.stacks.size() < threads) block.stacks.resize(threads, std::vector<char>(Block::STACK_BYTES));
+    block.waiting = std::vector<jmp_buf>(threads);
     block.done.assign(threads, 0);
     block.work = std::move(work);
-    for (unsigned i = 0; i < threads; ++i) {
-        getcontext(&block.threads[i]);
-        block.threads[i].uc_stack.ss_sp = block.stacks[i].data();
-        block.threads[i].uc_stack.ss_size = Block::STACK_BYTES;
-        block.threads[i].uc_link = &block.scheduler;
-        makecontext(&block.threads[i], run_waiting_thread, 0);
-    }
     // Threads that end while others wait are what a GPU has no defined result for.
-    for (unsigned ended = 0; ended < threads; ended = unsigned(std::count(block.done.begin(), block.done.end(), 1))) {
+    for (unsigned ended = 0, round = 0; ended < threads; ++round) {
         if (ended) std::abort();
-        for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x)
-            swapcontext(&block.scheduler, &block.threads[threadIdx.x]);
+        for (volatile unsigned i = 0; i < threads; i = i + 1) {
+            threadIdx.x = first + i;
+            if (_setjmp(block.scheduler)) continue;
+            if (round)
+                _longjmp(block.waiting[i], 1);
+            else
+                start_thread(block.stacks[i]);
+        }
+        ended = unsigned(std::count(block.done.begin(), block.done.end(), 1));
     }
 }
 
-// Every thread of a grid in turn, with the parameters as the driver takes them: addresses of the values.
-template <bool together, typename... Parameters, std::size_t... Index>
+// Every thread of a grid, `together` at a time or, if that is 0, a block of them; with the parameters as the driver takes
+// them: addresses of the values.
+template <unsigned together, typename... Parameters, std::size_t... Index>
 void run_grid(void (*kernel)(Parameters...), const unsigned* grid, unsigned threads, void** parameters,
               std::index_sequence<Index...>) {
     const auto run_thread = [=] { kernel(*static_cast<Parameters*>(parameters[Index])...); };
@@ -79,13 +133,14 @@ void run_grid(void (*kernel)(Parameters...), const unsigned* grid, unsigned thre
     for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
             for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x)
-                if (together)
-                    run_block_together(threads, run_thread);
-                else
-                    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) run_thread();
+                for (unsigned first = 0; first < threads; first += together ? together : threads)
+                    if (together == 1)
+                        threadIdx.x = first, run_thread();
+                    else
+                        run_together(first, together ? min(together, threads - first) : threads, run_thread);
 }
 
-template <bool together, typename... Parameters>
+template <unsigned together, typename... Parameters>
 void run_grid(void (*kernel)(Parameters...), const unsigned* grid, unsigned threads, void** parameters) {
     run_grid<together>(kernel, grid, threads, parameters, std::index_sequence_for<Parameters...>{});
 }

@@ -23,7 +23,7 @@ def test_every_entry_point_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(36))
 def test_equals_the_definition(device, name, seed):
     CASES[name](device, np.random.default_rng(seed), THREADS)
     assert not device.held
