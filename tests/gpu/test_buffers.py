@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from dropgen_rt.gpu import buffers
+from dropgen_rt.gpu.buffers import PinnedArrays
+
+
+class Pins:
+    """A device that pins nothing, and counts."""
+
+    def __init__(self):
+        self.blocks = []
+
+    def pinned(self, shape, dtype):
+        self.blocks.append(np.zeros(shape, dtype))
+        return self.blocks[-1]
+
+    def holds(self, array):
+        return any(np.shares_memory(array, block) for block in self.blocks)
+
+
+@pytest.fixture
+def device():
+    return Pins()
+
+
+def test_memory_comes_back_with_the_last_view(device):
+    arrays = PinnedArrays(device)
+    first = arrays.empty((4, 3, 2), np.uint16)
+    assert first.shape == (4, 3, 2) and first.dtype == np.uint16 and first.flags.writeable and device.holds(first)
+    view = first[1:].reshape(-1)
+    del first
+    second = arrays.empty((4, 3, 2), np.uint16)
+    assert not np.shares_memory(view, second) and len(device.blocks) == 2
+    del view, second
+    third, fourth = arrays.empty((2,), np.float32), arrays.empty((12,), np.float32)
+    assert len(device.blocks) == 2 and not np.shares_memory(third, fourth)
+
+
+def test_a_larger_array_takes_new_memory(device):
+    arrays = PinnedArrays(device)
+    arrays.empty((10,), np.uint8)
+    assert device.holds(arrays.empty((11,), np.uint8)) and [block.size for block in device.blocks] == [10, 11]
+
+
+def test_beyond_the_limit_memory_is_plain(device, monkeypatch):
+    monkeypatch.setattr(buffers, "MOST_PINNED_BYTES", 100)
+    arrays = PinnedArrays(device)
+    held = [arrays.empty((60,), np.uint8), arrays.empty((60,), np.uint8), arrays.empty((40,), np.uint8)]
+    assert [device.holds(array) for array in held] == [True, False, True]
+
+
+def test_an_empty_array(device):
+    assert PinnedArrays(device).empty((0, 3), np.float32).shape == (0, 3)
