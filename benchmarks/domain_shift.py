@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  it is F everywhere
 from monai.inferers import sliding_window_inference
+from recording import machine, write
 
 from dropgen_rt.train.checkpoint import load_encoder
 from dropgen_rt.train.device import autocast, move_to
@@ -95,9 +96,14 @@ def do_run(arguments: argparse.Namespace) -> None:
             dice = {name: test(network, data, name, arguments.precision) for name in data.domains}
             seconds = time.perf_counter() - began
             about = {"labels": data.labels, "in_domain": data.inside, "out_of_domain": data.outside}
+            about["device"] = device_name(data.device)
             path.write_text(json.dumps({"note": note, **about, "loss": loss, "seconds": seconds, "dice": dice}))
             means = ", ".join(f"{name} {np.nanmean(rows):.3f}" for name, rows in dice.items())
             print(f"{data.setting} {method} seed {seed}, {seconds:.0f} s: loss {loss:.3f}, {means}", flush=True)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(machine()["cpu"])
 
 
 class Data:
@@ -209,8 +215,6 @@ def test(network: DropGen, data: Data, domain: str, precision: str) -> list[list
 
 
 def do_report(arguments: argparse.Namespace) -> None:
-    from recording import write
-
     runs = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
     tables = {setting: table([run for run in runs if run["note"]["setting"] == setting])
               for setting in sorted({run["note"]["setting"] for run in runs})}  # fmt: skip
@@ -262,6 +266,7 @@ def table(runs: list[dict]) -> dict:
         if BASELINE in methods and method != BASELINE
     }
     settings = {key: runs[0]["note"][key] for key in SETTINGS}
+    settings["devices"] = sorted({run.get("device", "not kept") for run in runs})
     return {**settings, "encoder_sha256": runs[0]["note"]["encoder_sha256"], "gain": gain, "methods": methods}
 
 

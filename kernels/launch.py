@@ -13,8 +13,9 @@ import numpy as np
 from dropgen_rt.kernels.architectures import THREADS_PER_BLOCK
 
 LANES = 32
-#: Values that a thread loads before it uses the first, and rows that a warp has in hand side by side, as warp.h has them.
+#: Values that a thread loads before it uses the first, as warp.h has it.
 IN_FLIGHT = 4
+#: Rows that a warp of gather and of resample_one_tap writes, as warp.h has it.
 ROWS_PER_WARP = 4
 
 #: Entry points of accumulate by the type of the logits.
