@@ -31,11 +31,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The four rooms become one package only when installed, so mypy looks at an installed copy.
+# The four rooms become one package only when installed, so mypy looks at an installed copy. What only a GPU can run of the
+# benchmarks is checked, too.
 types: $(VENV)/.dev
 	rm -rf build/types
 	DROPGEN_RT_CUDA=0 $(BIN)/pip install --quiet --no-deps --constraint constraints.txt --target build/types .
 	MYPYPATH=build/types $(BIN)/mypy -p dropgen_rt
+	MYPYPATH=build/types:tests/gpu $(BIN)/mypy --explicit-package-bases --follow-imports=silent \
+		benchmarks/gpu_monai.py benchmarks/gpu_speed.py
 
 # niivue, for infer --report, by npm and the lock file beside it; wheels are built with it.
 viewer:

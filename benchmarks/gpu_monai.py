@@ -81,14 +81,14 @@ def stitching_row(device: Device, classes: int) -> dict[str, Any]:
 
     def theirs() -> None:
         # MONAI weighs the logits where they are, so they shrink from batch to batch; its time does not mind.
-        sums = sliding_window_inference(
+        sums: Any = sliding_window_inference(
             image, WINDOW, BATCH, lambda windows: logits[: len(windows)], overlap=0.5, mode="gaussian"
         )
         stretched = torch.nn.functional.interpolate(sums, size=native.shape, mode="trilinear")
         stretched.argmax(1).to(torch.uint8).cpu()
 
     torch.cuda.reset_peak_memory_stats()
-    row = {"classes": classes, "windows": len(plan), "ours_s": seconds(ours)}
+    row: dict[str, Any] = {"classes": classes, "windows": len(plan), "ours_s": seconds(ours)}
     torch.cuda.empty_cache()
     row["monai_s"] = seconds(theirs)
     row["monai_peak_bytes"] = torch.cuda.max_memory_allocated()
@@ -125,13 +125,14 @@ def road_row(device: Device, precision: str) -> dict[str, Any]:
     coarse = torch.from_numpy(rng.random((1, 1, 24, 24, 24), dtype=np.float32))
     smooth = torch.nn.functional.interpolate(coarse, size=native.shape, mode="trilinear")[0].numpy()
     array = (smooth * 1000).astype(np.int16)
-    volume, engine = Volume(array, native), TorchEngine(reference_network(classes), 1, classes, WINDOW, precision)
-    plan, maps, road = (
+    volume, plan, maps = (
+        Volume(array, native),
         WindowPlan.cover(working.shape, WINDOW, 0.5),
         native_maps(working, native),
-        GpuRoad(device, kernels_loaded=True),
     )
-    watch, found = Stopwatch(), {}
+    engine: Any = TorchEngine(reference_network(classes), 1, classes, WINDOW, precision)
+    road, watch = GpuRoad(device, kernels_loaded=True), Stopwatch()
+    found: dict[str, Any] = {}
 
     def ours() -> None:
         settings = Settings(overlap=0.5, blend="gaussian", skip_air=False)
@@ -142,12 +143,12 @@ def road_row(device: Device, precision: str) -> dict[str, Any]:
     def theirs() -> None:
         scan = torch.from_numpy(array).cuda().float()[None]
         image = torch.nn.functional.interpolate(scan, size=working.shape, mode="trilinear").clamp(0, 1000) / 1000
-        logits = sliding_window_inference(image, WINDOW, BATCH, engine.forward, overlap=0.5, mode="gaussian")
+        logits: Any = sliding_window_inference(image, WINDOW, BATCH, engine.forward, overlap=0.5, mode="gaussian")
         stretched = torch.nn.functional.interpolate(logits.float(), size=native.shape, mode="trilinear")
         found["theirs"] = stretched.argmax(1).to(torch.uint8).cpu().numpy()[0]
 
     network = torch.zeros((BATCH, 1, *WINDOW), device="cuda")
-    row = {"precision": precision, "windows": len(plan), "ours_s": seconds(ours, ROAD_RUNS)}
+    row: dict[str, Any] = {"precision": precision, "windows": len(plan), "ours_s": seconds(ours, ROAD_RUNS)}
     torch.cuda.empty_cache()
     row["monai_s"] = seconds(theirs, ROAD_RUNS)
     batches = -(-len(plan) // BATCH)

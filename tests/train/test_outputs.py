@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dropgen_rt.cli import main
+from dropgen_rt.errors import OutputError
 from dropgen_rt.train.config import build_config, read_toml
 from dropgen_rt.train.loop import load_network
 
@@ -95,6 +96,14 @@ def test_refusals(balls: Path, tmp_path: Path, options: list, code: int, message
     result = command("train", balls, "--out", tmp_path / "run", *method, *options)
     assert result.exit_code == code, result.output
     assert message in result.stderr and result.stderr.count("\n") == 1 and "Traceback" not in result.output
+
+
+def test_a_run_folder_that_takes_no_files_is_found_before_the_cases_are_read(balls: Path, tmp_path: Path) -> None:
+    (balls / "imagesTr" / "case2_0000.nii.gz").write_bytes(b"")
+    (tmp_path / "file").touch()
+    result = command("train", balls, "--out", tmp_path / "file" / "run", "--method", "erm")
+    assert result.exit_code == OutputError.exit_code, result.output
+    assert "file/run" in result.stderr and "fault" not in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_every_fault_has_its_line(balls: Path, tmp_path: Path) -> None:
