@@ -2,8 +2,8 @@
 // voxel, and walks the windows in order: blockIdx.x and the warp give the box's y, blockIdx.y its z, blockIdx.z is
 // k. No atomics.
 //
-// Bytes moved per accumulator voxel: 4 read and 4 written if a window covers it, and per window that does 4 read
-// (2 if the logits are half or bfloat16). Operations per window that covers it: 3 products, 1 sum.
+// Bytes moved per accumulator voxel: 4 read and 4 written if a window reaches its 128 voxels of the row, and per window that
+// covers it 4 read (2 if the logits are half or bfloat16). Operations per window that covers it: 3 products, 1 sum.
 // Launch: grid (ceil(by / warps per block), bz, K), block THREADS_PER_BLOCK; the box is `bounding_box` in
 // accumulate.py.
 

@@ -141,7 +141,8 @@ def resample_launch(
         *pointers(volume), *map(np.int64, steps), *tables, *numbers(height, width, shape[0]),
         *pointers(normalisation, out),
     )  # fmt: skip
-    one_tap = all(axis.most == 1 for axis in taps) and prod(shape[1:]) < 2**31  # it counts in 32 bits
+    reach = (shape[3] - 1) * abs(steps[3])
+    one_tap = all(axis.most == 1 for axis in taps) and reach < 2**31  # it counts along x in 32 bits
     rows = -(-height // ROWS_PER_WARP) if one_tap else height
     entry = f"resample{'_one_tap' if one_tap else ''}_{VOXEL_ENTRIES[voxel_type]}"
     return Launch(entry, (blocks_for_rows(rows, threads), depth, shape[0]), arguments, threads)

@@ -119,7 +119,7 @@ __device__ __forceinline__ void resample_one_tap(const Voxel* __restrict__ volum
     const float weight_z = z.weight[oz];
 #pragma unroll 1
     for (int start = lane.x; start < out_x; start += LANES * TOGETHER) {
-        int at[TOGETHER];  // a channel has fewer than 2^31 voxels: 32 bits leave registers for more warps
+        int at[TOGETHER];  // 32 bits, as the launch makes sure, leave registers for more warps
         float weight_x[TOGETHER];
 #pragma unroll
         for (int i = 0; i < TOGETHER; ++i) {

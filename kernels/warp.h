@@ -1,6 +1,7 @@
-// How the CUDA files share out rows: one warp walks one row along x, its 32 lanes side by side, so that every
-// access of a warp is 32 neighbours whatever the row's length and alignment. IN_FLIGHT values per lane are loaded
-// before the first is used; that, not the width of an access, is what fills the memory's pipeline.
+// How the CUDA files share out rows: one warp walks one row, or a few, along x, its 32 lanes side by side, so that every
+// access of a warp is 32 neighbours whatever the row's length and alignment. (statistics walks columns, side by side.)
+// Several values per lane, IN_FLIGHT where a file does not say otherwise, are loaded before the first is used; that, not the
+// width of an access, is what fills the memory's pipeline.
 #pragma once
 
 namespace dropgen {

@@ -19,9 +19,14 @@ from dropgen_rt.kernels.launch import Launch
 CXX = shutil.which("g++")
 SHIM = Path(__file__).parent / "kernels" / "cuda_on_host.h"
 LIBC = ctypes.CDLL(None)
+UNTOUCHED = b"\xcd"
 #: Bytes that an address is a multiple of: a GPU's are of more, but then as much room may lie before the guard.
 ALIGNED = 16
-FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-include", str(SHIM), "-x", "c++")
+# Jumps from stack to stack are what -D_FORTIFY_SOURCE, which some compilers set, takes for an attack.
+FLAGS = (
+    "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-U_FORTIFY_SOURCE",
+    "-include", str(SHIM), "-x", "c++",
+)  # fmt: skip
 
 
 def build(folder: Path) -> dict[str, ctypes._CFuncPtr]:
@@ -63,17 +68,26 @@ class HostGraphs:
 
 
 class Guarded:
-    """Memory between two pages that nobody may touch: what reads or writes beyond it ends the process, with a stack."""
+    """Memory between two pages that nobody may touch: what reads or writes there ends the process, with a stack.
+
+    It ends against the second of them, but for the few bytes that its address is rounded by. What else lies between
+    the two must be as it was when the memory is given back.
+    """
 
     def __init__(self, size: int) -> None:
         pages = -(-max(size, 1) // mmap.PAGESIZE) + 2
         self._map = mmap.mmap(-1, pages * mmap.PAGESIZE)
-        self._map[:] = b"\xcd" * len(self._map)  # never zero: what is not written must show
+        self._map[:] = UNTOUCHED * len(self._map)  # never zero: what is not written must show
         first = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        last = first + (pages - 1) * mmap.PAGESIZE
-        for page in (first, last):
+        self._end = (pages - 1) * mmap.PAGESIZE
+        for page in (first, first + self._end):
             assert LIBC.mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
-        self.address = last - -(-max(size, 1) // ALIGNED) * ALIGNED  # its end against the last page
+        self._begin = self._end - -(-max(size, 1) // ALIGNED) * ALIGNED
+        self.address, self._size = first + self._begin, size
+
+    def check(self) -> None:
+        around = self._map[mmap.PAGESIZE : self._begin] + self._map[self._begin + self._size : self._end]
+        assert around == UNTOUCHED * len(around), "something was written beside an array"
 
 
 class HostDevice:
@@ -89,6 +103,7 @@ class HostDevice:
         self.held: dict[int, np.ndarray] = {}
         self.launched: list[str] = []
         self.recorder = HostGraphs()
+        self._under_way: list[tuple[np.ndarray, np.ndarray]] = []
 
     def allocate(self, size):
         block = Guarded(size)
@@ -96,7 +111,7 @@ class HostDevice:
         return block.address
 
     def release(self, address):
-        del self.held[address]
+        self.held.pop(address).check()
 
     def free_bytes(self):
         return self.free
@@ -110,7 +125,9 @@ class HostDevice:
 
     def download(self, array, address, stream=0):
         assert array.flags.c_contiguous and array.flags.writeable
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        found = np.empty_like(array)
+        ctypes.memmove(found.ctypes.data, address, array.nbytes)
+        self._under_way.append((array, found))  # it arrives when somebody waits for it
 
     def copy(self, to, source, size, stream=0):
         ctypes.memmove(to, source, size)
@@ -127,7 +144,9 @@ class HostDevice:
         return 1
 
     def synchronise(self, stream=0):
-        pass
+        for array, found in self._under_way:
+            array[...] = found
+        self._under_way.clear()
 
     def event(self):
         return 1

@@ -99,9 +99,15 @@ def half_logits(rng, shape, logit_type):
 def accumulate_case(device, rng, threads, logit_type):
     classes, batch = int(rng.choice(CLASSES)), int(rng.integers(1, 5))
     extent, window = size(rng, 20), size(rng, 20)
-    starts = starts_for(rng, batch, extent, window)
+    if rng.random() < 0.3:  # more windows than a warp has lanes, rows longer than it walks at once
+        classes, batch = int(rng.choice(CLASSES[:4])), int(rng.integers(1, 71))
+        extent, window = ((*map(int, rng.integers(1, 4, 2)), int(rng.integers(120, 300))) for _ in range(2))
+    accumulate_of(device, rng, threads, classes, extent, window, starts_for(rng, batch, extent, window), logit_type)
+
+
+def accumulate_of(device, rng, threads, classes, extent, window, starts, logit_type):
     sums = normal(rng, (classes, *extent))
-    stored, logits = half_logits(rng, (batch, classes, *window), logit_type)
+    stored, logits = half_logits(rng, (len(starts), classes, *window), logit_type)
     weights = [rng.random(n, dtype=np.float32) for n in window]
     expected = sums.copy()
     with np.errstate(invalid="ignore"):
@@ -164,7 +170,10 @@ def turned(rng, array):
 def resample_case(device, rng, threads, voxel_type, most=6):
     stored = (rng.standard_normal((int(rng.integers(1, 3)), *size(rng, 16))) * 1000).astype(voxel_type)
     volume = turned(rng, stored)
-    taps = [random_taps(rng, extent, n, most) for extent, n in zip(volume.shape[1:], size(rng, 16), strict=True)]
+    counts = size(rng, 16)
+    if rng.random() < 0.2:  # rows longer than a warp walks at once
+        counts = 2, int(rng.integers(1, 12)), int(rng.integers(200, 700))
+    taps = [random_taps(rng, extent, n, most) for extent, n in zip(volume.shape[1:], counts, strict=True)]
     channels = len(volume)
     normalisation = Normalisation((-500.0,) * channels, (900.0,) * channels, (3.0,) * channels, (0.01,) * channels)
     expected = resample_definition(volume, taps, normalisation)

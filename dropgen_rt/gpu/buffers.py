@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from dropgen_rt.errors import DeviceError
 from dropgen_rt.gpu.device import Device
 from dropgen_rt.kernels import AxisMap, Taps
 from dropgen_rt.kernels.launch import AxisTables, TapTables
@@ -66,7 +67,8 @@ MOST_PINNED_BYTES = 2**30
 class PinnedArrays:
     """Host arrays that a device writes to directly, and that come back here when nobody holds them any more.
 
-    Pinning takes longer than the copy it saves, so memory once pinned is kept for later scans.
+    Pinning takes longer than the copy it saves, so memory once pinned is kept for later scans. It ends with the device:
+    what is to outlive that must be copied.
     """
 
     def __init__(self, device: Device) -> None:
@@ -80,14 +82,25 @@ class PinnedArrays:
         fitting = [place for place, block in enumerate(self._free) if block.nbytes >= size]
         if fitting:
             block = self._free.pop(min(fitting, key=lambda place: self._free[place].nbytes))
-        elif self._bytes + size <= MOST_PINNED_BYTES:
-            block = self._device.pinned((size,), np.uint8)
-            self._bytes += size
+        elif (pinned := self._pin(size)) is not None:
+            block = pinned
         else:
             return np.empty(shape, dtype)
         holder = _Holder(block[:size].view(dtype).reshape(shape))
         weakref.finalize(holder, self._free.append, block).atexit = False
         return np.asarray(holder)
+
+    def _pin(self, size: int) -> NDArray[np.uint8] | None:
+        """New memory for ``size`` bytes; None beyond the limit, or where the machine pins no more."""
+        wanted = 1 << max(size - 1, 0).bit_length()  # scans differ in size: powers of two are used again
+        if self._bytes + wanted > MOST_PINNED_BYTES:
+            return None
+        try:
+            block = self._device.pinned((wanted,), np.uint8)
+        except DeviceError:
+            return None
+        self._bytes += wanted
+        return block
 
 
 class _Holder:

@@ -285,7 +285,7 @@ class GpuRoll:
                 chance = self.probability + before * FLOAT if self.probability else None
                 identity = self.tables.x_is_identity
                 self.road.launch(finalise_launch(self.ring, self.ring_shape, totals, axes, identity, out, chance))
-                for address, result in self.results.items():  # while the device works on
+                for address, result in self.results.items():
                     some = result[layer.planes]
                     device.download(some, address + layer.planes.start * result.strides[0], stream)
             for slots in layer.cleared:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dropgen_rt.engines.contract import Engine
+from dropgen_rt.errors import DeviceError
 from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, open_device
 from dropgen_rt.gpu.road import FLOAT, GpuRoad, roll_on_gpu
@@ -14,6 +15,7 @@ from dropgen_rt.manifest import Manifest
 from dropgen_rt.memory import MemoryPlan, plan_memory
 from dropgen_rt.preprocess import normalisation_of, working_taps
 from dropgen_rt.record import Stopwatch
+from dropgen_rt.rolling import ring_depth
 from dropgen_rt.slide import Rolled
 from dropgen_rt.volume import Volume
 from dropgen_rt.windows import WindowPlan
@@ -41,7 +43,13 @@ def choose_batch(
     device: Device, plan: WindowPlan, native_shape: tuple[int, int, int], *, channels: int, classes: int, most: int,
     probabilities: bool, limit: int | None,
 ) -> _Choice:  # fmt: skip
-    """The largest batch, up to ``most``, whose peak fits. Raises MemoryLimitError if not even one window does."""
+    """The largest batch, up to ``most``, whose peak fits. Raises MemoryLimitError if not even one window does.
+
+    Raises DeviceError where one class has more sums than the kernels count in 32 bits.
+    """
+    sums = ring_depth(plan) * plan.shape[1] * plan.shape[2]
+    if sums >= 2**32:
+        raise DeviceError(f"a working grid of {plan.shape} voxels: a GPU takes fewer than 2^32 sums; use --device cpu")
     free = device.free_bytes()
     for batch in range(most, 0, -1):
         counted = plan_memory(

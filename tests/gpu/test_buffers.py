@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dropgen_rt.errors import DeviceMemoryError
 from dropgen_rt.gpu import buffers
 from dropgen_rt.gpu.buffers import PinnedArrays
 
@@ -40,14 +41,26 @@ def test_memory_comes_back_with_the_last_view(device):
 def test_a_larger_array_takes_new_memory(device):
     arrays = PinnedArrays(device)
     arrays.empty((10,), np.uint8)
-    assert device.holds(arrays.empty((11,), np.uint8)) and [block.size for block in device.blocks] == [10, 11]
+    assert device.holds(arrays.empty((16,), np.uint8)) and [block.size for block in device.blocks] == [16]
+    assert device.holds(arrays.empty((17,), np.uint8)) and [block.size for block in device.blocks] == [16, 32]
 
 
 def test_beyond_the_limit_memory_is_plain(device, monkeypatch):
     monkeypatch.setattr(buffers, "MOST_PINNED_BYTES", 100)
     arrays = PinnedArrays(device)
-    held = [arrays.empty((60,), np.uint8), arrays.empty((60,), np.uint8), arrays.empty((40,), np.uint8)]
+    held = [arrays.empty((size,), np.uint8) for size in (60, 60, 30)]
     assert [device.holds(array) for array in held] == [True, False, True]
+
+
+def test_where_the_machine_pins_no_more_memory_is_plain(device, monkeypatch):
+    def refuse(shape, dtype):
+        raise DeviceMemoryError("no more")
+
+    arrays = PinnedArrays(device)
+    monkeypatch.setattr(device, "pinned", refuse)
+    assert arrays.empty((3, 2), np.float32).shape == (3, 2)
+    monkeypatch.undo()
+    assert device.holds(arrays.empty((3, 2), np.float32))
 
 
 def test_an_empty_array(device):

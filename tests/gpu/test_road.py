@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_on_host import CXX, HostDevice, build
 
-from dropgen_rt.errors import DeviceMemoryError, MemoryLimitError
+from dropgen_rt.errors import DeviceError, DeviceMemoryError, MemoryLimitError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.gpu.road import GpuRoad
 from dropgen_rt.gpu.scan import choose_batch, roll_scan
@@ -142,6 +142,12 @@ def test_too_little_device_memory_is_refused_before_the_start(device, monkeypatc
     with pytest.raises(MemoryLimitError, match="this scan needs"):
         both(device, volume, Settings(), HostNetwork())
     assert not device.held
+
+
+def test_more_sums_than_the_kernels_count_are_refused(device):
+    plan = WindowPlan.cover((16, 2**14, 2**14), (16, 2**14, 2**14), 0.5)
+    with pytest.raises(DeviceError, match=r"a GPU takes fewer than 2\^32 sums; use --device cpu"):
+        choose_one(device, plan, plan.shape)
 
 
 def choose_one(device, plan, native_shape):

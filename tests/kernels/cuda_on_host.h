@@ -51,31 +51,34 @@ inline void __syncthreads() { wait_for_the_others(); }
 
 constexpr unsigned LANES_OF_A_WARP = 32;
 
-// What all lanes of the warp show each other; in turns, so that none is overwritten before all have looked.
+// What all lanes of the warp show each other; in turns, so that none is overwritten before all have looked. Lanes that meet
+// at different lines, or a warp that is not whole, are what a GPU has no defined result for.
 template <typename Value>
-const Value* shown(unsigned lanes, Value value) {
+const Value* shown(unsigned lanes, Value value, int line) {
     static Value places[2][LANES_OF_A_WARP];
+    static int lines[2][LANES_OF_A_WARP];
     static unsigned turn[LANES_OF_A_WARP];
-    const unsigned own = threadIdx.x % LANES_OF_A_WARP;
-    if (lanes != 0xffffffffu) std::abort();
-    Value* const all = places[turn[own]++ % 2];
-    all[own] = value;
+    const unsigned own = threadIdx.x % LANES_OF_A_WARP, now = turn[own]++ % 2;
+    if (lanes != 0xffffffffu || blockDim.x % LANES_OF_A_WARP) std::abort();
+    places[now][own] = value;
+    lines[now][own] = line;
     wait_for_the_others();
-    return all;
+    if (std::any_of(lines[now], lines[now] + LANES_OF_A_WARP, [=](int other) { return other != line; })) std::abort();
+    return places[now];
 }
 
 template <typename Value>
-Value __shfl_sync(unsigned lanes, Value value, int lane) {
-    return shown(lanes, value)[unsigned(lane) % LANES_OF_A_WARP];
+Value __shfl_sync(unsigned lanes, Value value, int lane, int line = __builtin_LINE()) {
+    return shown(lanes, value, line)[unsigned(lane) % LANES_OF_A_WARP];
 }
 
 template <typename Value>
-Value __shfl_xor_sync(unsigned lanes, Value value, int other) {
-    return shown(lanes, value)[(threadIdx.x % LANES_OF_A_WARP) ^ unsigned(other)];
+Value __shfl_xor_sync(unsigned lanes, Value value, int other, int line = __builtin_LINE()) {
+    return shown(lanes, value, line)[(threadIdx.x % LANES_OF_A_WARP) ^ unsigned(other)];
 }
 
-inline unsigned __ballot_sync(unsigned lanes, bool vote) {
-    const bool* const all = shown(lanes, vote);
+inline unsigned __ballot_sync(unsigned lanes, bool vote, int line = __builtin_LINE()) {
+    const bool* const all = shown(lanes, vote, line);
     unsigned votes = 0;
     for (unsigned lane = 0; lane < LANES_OF_A_WARP; ++lane) votes |= unsigned(all[lane]) << lane;
     return votes;

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cuda_on_host import CXX, HostDevice, build
-from gpu_cases import CASES
+from gpu_cases import CASES, accumulate_of
 
 from dropgen_rt.kernels.architectures import ENTRY_POINTS
 
@@ -27,3 +27,9 @@ def test_every_entry_point_has_a_case():
 def test_equals_the_definition(device, name, seed):
     CASES[name](device, np.random.default_rng(seed), THREADS)
     assert not device.held
+
+
+def test_windows_beside_the_box_of_the_others_are_not_read(device):
+    """They cover rows of the box, and end before it or begin after it along x: a GPU once read beyond the logits."""
+    starts = np.array([(-11, -4, -16), (0, 0, -7), (-9, -1, 17)], np.int32)
+    accumulate_of(device, np.random.default_rng(0), THREADS, 3, (2, 2, 17), (12, 5, 17), starts, "f32")

@@ -10,16 +10,16 @@ def taps(most, length=10):
 
 
 @pytest.mark.parametrize(
-    ("most", "shape", "entry", "grid"),
+    ("most", "shape", "step_x", "entry", "grid"),
     [
-        ((1, 1, 1), (2, 9, 9, 9), "resample_one_tap_i16", (1, 10, 2)),  # 10 rows: 3 warps of 8
-        ((1, 2, 1), (2, 9, 9, 9), "resample_i16", (2, 10, 2)),
-        ((1, 1, 1), (1, 2048, 1024, 1024), "resample_i16", (2, 10, 1)),
-        ((1, 1, 1), (1, 2047, 1024, 1024), "resample_one_tap_i16", (1, 10, 1)),
+        ((1, 1, 1), (2, 9, 9, 9), 1, "resample_one_tap_i16", (1, 10, 2)),  # 10 rows: 3 warps of 8
+        ((1, 2, 1), (2, 9, 9, 9), 1, "resample_i16", (2, 10, 2)),
+        ((1, 1, 1), (1, 9, 9, 2049), -(2**20), "resample_i16", (2, 10, 1)),
+        ((1, 1, 1), (1, 9, 9, 2048), -(2**20), "resample_one_tap_i16", (1, 10, 1)),
     ],
 )
-def test_resample_by_taps_and_size(most, shape, entry, grid):
-    launch = resample_launch(0, "int16", (1, 1, 1, 1), shape, [taps(n) for n in most], 0, 0)
+def test_resample_by_taps_and_reach(most, shape, step_x, entry, grid):
+    launch = resample_launch(0, "int16", (1, 1, 1, step_x), shape, [taps(n) for n in most], 0, 0)
     assert (launch.entry, launch.grid) == (entry, grid)
 
 
