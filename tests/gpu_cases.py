@@ -150,7 +150,7 @@ def finalise_case(device, rng, threads, classes=None):
             np.testing.assert_array_equal(held.get(more[1], expected.shape, np.float32), margin_definition(logits))
 
 
-def random_taps(rng, extent, count, most):
+def random_taps(rng, extent, count, most=6):
     """Runs of one to ``most`` voxels anywhere, or the identity."""
     if rng.random() < 0.3:
         return Taps.identity(extent)
