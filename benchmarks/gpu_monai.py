@@ -33,7 +33,7 @@ from dropgen_rt.volume import Volume
 from dropgen_rt.windows import WindowPlan
 
 EDGE, NATIVE, WINDOW, BATCH = 256, 384, (96, 96, 96), 4
-RUNS, ROAD_RUNS = 7, 1
+RUNS, ROAD_RUNS = 7, 3
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 

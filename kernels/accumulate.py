@@ -58,7 +58,7 @@ def bounding_box(
 
     Returns the box's first voxel and its size, both (z, y, x); size 0 says that no window meets the volume.
     """
-    # Plain numbers: a batch is a few windows, and NumPy's calls would take longer than a GPU takes to add them.
+    # Plain numbers: for the few windows of a batch NumPy's calls take longer.
     meeting = [
         row
         for row in starts.tolist()

@@ -18,6 +18,9 @@ IN_FLIGHT = 4
 #: Rows that a warp of gather and of resample_one_tap writes, as warp.h has it.
 ROWS_PER_WARP = 4
 
+#: finalise takes fewer sums per class than this: it counts them in 32 bits.
+MOST_SUMS = 2**32
+
 #: Entry points of accumulate by the type of the logits.
 LOGIT_TYPES = ("f32", "f16", "bf16")
 
@@ -92,9 +95,9 @@ def finalise_launch(
 ) -> Launch:  # fmt: skip
     """``finalise.cu``: ``shape`` is (K, Z, Y, X); ``labels`` takes uint8 up to 256 classes and uint16 above.
 
-    Raises OverflowError beyond 2^32 sums per class: the kernel counts them in 32 bits.
+    Raises OverflowError from MOST_SUMS sums per class on.
     """
-    if prod(shape[1:]) >= 2**32:
+    if prod(shape[1:]) >= MOST_SUMS:
         raise OverflowError(f"sums of {tuple(shape[1:])}: finalise on a GPU takes fewer than 2^32 per class")
     tables = [address for axis in axes for address in (axis.lower, axis.upper, axis.fraction)]
     depth, height, width = (axis.length for axis in axes)

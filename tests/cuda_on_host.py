@@ -1,7 +1,8 @@
 """A GPU made of the C++ compiler: the CUDA files thread by thread on the CPU, behind the contract of a device.
 
 It holds the launch code and the road to account where there is no GPU: grids, the order and the types of the
-arguments, who copies what when. Device addresses are host addresses, streams and events do nothing.
+arguments, who copies what when. Device addresses are host addresses, events do nothing, and what is downloaded
+arrives when somebody waits for the stream.
 """
 
 import ctypes
@@ -45,7 +46,9 @@ def build(folder: Path) -> dict[str, ctypes._CFuncPtr]:
 
 def waiting(text: str) -> int:
     """How many threads of a .cu file wait for each other: 1 (none), 32 (a warp), 0 (the whole block)."""
-    return 0 if "__syncthreads" in text else 32 if "_sync(" in text else 1
+    block, warp = "__syncthreads" in text, "_sync(" in text
+    assert not (block and warp), "cuda_on_host.h knows one kind of wait in a file"
+    return 0 if block else 32 if warp else 1
 
 
 class HostGraphs:
@@ -100,7 +103,7 @@ class HostDevice:
 
     def __init__(self, functions: dict[str, ctypes._CFuncPtr]) -> None:
         self._functions = functions
-        self.held: dict[int, np.ndarray] = {}
+        self.held: dict[int, Guarded] = {}
         self.launched: list[str] = []
         self.recorder = HostGraphs()
         self._under_way: list[tuple[np.ndarray, np.ndarray]] = []

@@ -71,8 +71,8 @@ class PinnedArrays:
     what is to outlive that must be copied.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, most_bytes: int = MOST_PINNED_BYTES) -> None:
+        self._device, self._most_bytes = device, most_bytes
         self._free: list[NDArray[np.uint8]] = []
         self._bytes = 0
 
@@ -93,7 +93,7 @@ class PinnedArrays:
     def _pin(self, size: int) -> NDArray[np.uint8] | None:
         """New memory for ``size`` bytes; None beyond the limit, or where the machine pins no more."""
         wanted = 1 << max(size - 1, 0).bit_length()  # scans differ in size: powers of two are used again
-        if self._bytes + wanted > MOST_PINNED_BYTES:
+        if self._bytes + wanted > self._most_bytes:
             return None
         try:
             block = self._device.pinned((wanted,), np.uint8)

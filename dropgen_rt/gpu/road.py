@@ -54,7 +54,7 @@ class GpuRoad:
             load_kernels(device)
         self.stream = device.stream()
         self._staging = np.empty(0, np.uint8)
-        self.results = PinnedArrays(device)
+        self.pinned = PinnedArrays(device)
 
     def upload(self, array: NDArray[np.generic], held: Buffers) -> int:
         """A copy of a C-contiguous array on the device, through pinned memory that later scans use again."""
@@ -157,9 +157,9 @@ class GpuRoll:
         shape = tuple(map(len, maps))
         self.labels = held.room(shape, self.label_type)
         self.probability = held.room(shape, np.float32) if probability else 0
-        self.results = {self.labels: road.results.empty(shape, self.label_type)}
+        self.results = {self.labels: road.pinned.empty(shape, self.label_type)}
         if probability:
-            self.results[self.probability] = road.results.empty(shape, np.float32)
+            self.results[self.probability] = road.pinned.empty(shape, np.float32)
         self.windows, self.logits, self.air_logits = 0, 0, 0
         self._make_room()
         self.network = self._graph_of_network() if cuda_graph else None

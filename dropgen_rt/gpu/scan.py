@@ -10,6 +10,7 @@ from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, open_device
 from dropgen_rt.gpu.road import FLOAT, GpuRoad, roll_on_gpu
 from dropgen_rt.kernels import AxisMap, Taps
+from dropgen_rt.kernels.launch import MOST_SUMS
 from dropgen_rt.kernels.resample import VOXEL_TYPES
 from dropgen_rt.manifest import Manifest
 from dropgen_rt.memory import MemoryPlan, plan_memory
@@ -48,7 +49,7 @@ def choose_batch(
     Raises DeviceError where one class has more sums than the kernels count in 32 bits.
     """
     sums = ring_depth(plan) * plan.shape[1] * plan.shape[2]
-    if sums >= 2**32:
+    if sums >= MOST_SUMS:
         raise DeviceError(f"a working grid of {plan.shape} voxels: a GPU takes fewer than 2^32 sums; use --device cpu")
     free = device.free_bytes()
     for batch in range(most, 0, -1):
