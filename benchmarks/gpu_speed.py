@@ -185,7 +185,7 @@ def statistics_row(device: Device) -> Row:
         at, intensities = held.put(labels), held.room(shape, np.float32)
         noise(device, intensities, int(np.prod(shape)))
         table = held.put(empty_table(14))
-        launch = statistics_launch(at, intensities, shape, 1, (0.0, 65535.0), 0, table)
+        launch = statistics_launch(at, intensities, shape, 1, (0.0, 65535.0), 0, 14, table)
         ms = median_ms(device, lambda: device.launch(launch))
     return {"kernel": "statistics_u8", "what": "512 x 512 x 1024, 14 labels", "bytes": 5 * labels.size, "ms": ms}
 

@@ -1,4 +1,4 @@
-// One warp writes ROWS_PER_WARP rows of a window one after another, each lane every 32nd voxel: blockIdx.x and the warp
+// One warp writes ROWS_PER_WARP rows of a window, two at a time, each lane every 32nd voxel: blockIdx.x and the warp
 // give the rows' y, blockIdx.y their z, blockIdx.z is window * channels + channel.
 //
 // Bytes moved per window voxel: 4 read (0 in padding), 4 written: its floor is that of a copy. Operations: 2
@@ -32,22 +32,32 @@ extern "C" __global__ void __launch_bounds__(256, dropgen::blocks(6))
     const float* row = volume + ((channel * int64_t(size_z) + z) * size_y + start_y + first_y) * size_x + start_x;
     float* to = out + ((int64_t(blockIdx.z) * window_z + pz) * window_y + first_y) * window_x;
 
+    constexpr int PAIR = 2;  // rows whose loads are on their way together
 #pragma unroll 1
-    for (int py = first_y; py < end_y; ++py, row += size_x, to += window_x) {
-        const int end = py >= first_row && py < end_row ? end_inside : 0;
+    for (int py = first_y; py < end_y; py += PAIR, row += PAIR * int64_t(size_x), to += PAIR * int64_t(window_x)) {
 #pragma unroll 1
         for (int first = lane.x; first < window_x; first += LANES * IN_FLIGHT) {
-            float value[IN_FLIGHT];
+            float value[PAIR][IN_FLIGHT];
 #pragma unroll
-            for (int i = 0; i < IN_FLIGHT; ++i) {
-                const int px = first + i * LANES;
-                value[i] = px >= first_inside && px < end ? row[px] : 0.0f;
+            for (int r = 0; r < PAIR; ++r) {
+                const int end = py + r >= first_row && py + r < end_row ? end_inside : 0;
+#pragma unroll
+                for (int i = 0; i < IN_FLIGHT; ++i) {
+                    const int px = first + i * LANES;
+                    value[r][i] = px >= first_inside && px < end ? row[r * int64_t(size_x) + px] : 0.0f;
+                }
             }
 #pragma unroll
-            for (int i = 0; i < IN_FLIGHT; ++i) {
-                const int px = first + i * LANES;
-                // padding happens after normalisation
-                if (px < window_x) to[px] = px >= first_inside && px < end ? normalise(value[i], n) : 0.0f;
+            for (int r = 0; r < PAIR; ++r) {
+                if (py + r >= end_y) break;
+                const int end = py + r >= first_row && py + r < end_row ? end_inside : 0;
+#pragma unroll
+                for (int i = 0; i < IN_FLIGHT; ++i) {
+                    const int px = first + i * LANES;
+                    // padding happens after normalisation
+                    if (px < window_x)
+                        to[r * window_x + px] = px >= first_inside && px < end ? normalise(value[r][i], n) : 0.0f;
+                }
             }
         }
     }

@@ -17,6 +17,8 @@ LANES = 32
 IN_FLIGHT = 4
 #: Rows that a warp of gather and of resample_one_tap writes, as warp.h has it.
 ROWS_PER_WARP = 4
+#: Rows that a warp of accumulate takes, as accumulate.cu has it.
+ACCUMULATE_ROWS = 4
 
 #: finalise takes fewer sums per class than this: it counts them in 32 bits.
 MOST_SUMS = 2**32
@@ -85,7 +87,7 @@ def accumulate_launch(
         *pointers(sums), *numbers(*shape[1:], *first, *size[1:]), *pointers(logits), *numbers(*logits_shape),
         *pointers(starts, *weights),
     )  # fmt: skip
-    grid = (blocks_for_rows(size[1], threads), size[0], shape[0])
+    grid = (blocks_for_rows(-(-size[1] // ACCUMULATE_ROWS), threads), size[0], shape[0])
     return Launch(f"accumulate_{logit_type}", grid, arguments, threads)
 
 
@@ -126,6 +128,11 @@ VOXEL_ENTRIES = {"float32": "f32", "int16": "i16", "uint16": "u16", "uint8": "u8
 #: Eight for each multiprocessor of an H100, all at once: their tables take 128 of its 228 KiB of shared memory.
 HISTOGRAM_BLOCKS = 1056
 HISTOGRAM_COPIES = 64
+
+#: Five for each multiprocessor of an H100, all at once.
+STATISTICS_BLOCKS = 660
+#: Rows of a piece that a block of statistics takes, as statistics.cu has it.
+STATISTICS_ROWS = 128
 
 
 def resample_launch(
@@ -176,18 +183,16 @@ def histogram_launch(
 
 def statistics_launch(
     labels: int, intensities: int, shape: Sequence[int], label_bytes: int, levels: tuple[float, float], first_z: int,
-    table: int, threads: int = THREADS_PER_BLOCK,
+    known: int, table: int, most_blocks: int = STATISTICS_BLOCKS, threads: int = THREADS_PER_BLOCK,
 ) -> Launch:  # fmt: skip
     """``statistics.cu``: ``shape`` is (nz, ny, nx), ``levels`` the offset and the scale of the intensities.
 
-    Raises OverflowError beyond 65536 rows: the kernel sums a column's 16-bit levels in 32 bits.
+    ``table`` has rows for labels below ``known``, which none of the labels may reach.
     """
-    if shape[1] > 2**16:
-        raise OverflowError(f"{shape[1]} rows: statistics on a GPU takes up to 65536")
     arguments = (
-        *pointers(labels, intensities), *numbers(*shape[1:]), *map(np.float32, levels), *numbers(first_z),
+        *pointers(labels, intensities), *numbers(*shape), *map(np.float32, levels), *numbers(first_z, known),
         *pointers(table),
     )  # fmt: skip
     entry = "statistics_u8" if label_bytes == 1 else "statistics_u16"
-    columns = -(-shape[2] // LANES)
-    return Launch(entry, (blocks_for_rows(columns, threads), shape[0], 1), arguments, threads)
+    pieces = -(-shape[2] // threads) * -(-shape[1] // STATISTICS_ROWS) * shape[0]
+    return Launch(entry, (min(most_blocks, pieces), 1, 1), arguments, threads)

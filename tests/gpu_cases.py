@@ -225,6 +225,8 @@ def device_counts(device, values, blocks, threads):
 
 def statistics_case(device, rng, threads, dtype):
     shape = size(rng)
+    if rng.random() < 0.3:  # columns of several pieces, more of them than a block takes
+        shape = 2, int(rng.integers(100, 300)), int(rng.integers(1, 90))
     labels = rng.integers(0, 300 if dtype == np.uint16 else 9, shape)
     axis = int(rng.integers(3))  # stretches of one label lie along it
     labels = np.take(np.repeat(labels, 3, axis), range(shape[axis]), axis)
@@ -237,7 +239,7 @@ def statistics_case(device, rng, threads, dtype):
         to = held.put(table)
         at = held.put(labels), held.put(intensities)
         pair = float(levels.offset), float(levels.scale)
-        device.launch(statistics_launch(*at, shape, labels.itemsize, pair, first_z, to, threads))
+        device.launch(statistics_launch(*at, shape, labels.itemsize, pair, first_z, len(table), to, 3, threads))
         np.testing.assert_array_equal(held.get(to, table.shape, np.int64), expected)
 
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from dropgen_rt.kernels.launch import AxisTables, TapTables, finalise_launch, resample_launch, statistics_launch
+from dropgen_rt.kernels.launch import (
+    AxisTables,
+    TapTables,
+    accumulate_launch,
+    finalise_launch,
+    resample_launch,
+    statistics_launch,
+)
 
 
 def taps(most, length=10):
@@ -30,8 +37,15 @@ def test_finalise_counts_sums_in_32_bits():
         finalise_launch(0, (3, 4096, 1024, 1024), (0, 0, 0), axes, False, 0)
 
 
-def test_statistics_sums_a_column_in_32_bits():
-    assert 65536 * 65535 < 2**32
-    statistics_launch(0, 0, (2, 65536, 5), 1, (0.0, 1.0), 0, 0)
-    with pytest.raises(OverflowError, match="65537 rows: statistics on a GPU takes up to 65536"):
-        statistics_launch(0, 0, (2, 65537, 5), 1, (0.0, 1.0), 0, 0)
+@pytest.mark.parametrize(
+    ("shape", "blocks"), [((1, 1, 1), 1), ((2, 128, 256), 2), ((2, 129, 257), 8), ((512, 512, 1024), 660)]
+)
+def test_statistics_has_no_more_blocks_than_pieces(shape, blocks):
+    """Pieces are of 128 rows and as many columns as a block has threads, 256."""
+    assert statistics_launch(0, 0, shape, 1, (0.0, 1.0), 0, 14, 0).grid == (blocks, 1, 1)
+
+
+@pytest.mark.parametrize(("height", "blocks"), [(1, 1), (32, 1), (33, 2)])
+def test_accumulate_gives_a_warp_four_rows(height, blocks):
+    launch = accumulate_launch(0, (3, 9, 50, 50), ((0, 0, 0), (7, height, 50)), 0, (1, 3, 7, 40, 50), 0, (0, 0, 0))
+    assert launch.grid == (blocks, 7, 3)
