@@ -136,11 +136,12 @@ class GpuRoll:
 
     def __init__(
         self, road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation,
-        engine: Any, classes: int, maps: Sequence[AxisMap], blend: Blend, batch: int, probability: bool,
-        air: AirRule, cuda_graph: bool = False,
+        engine: Any, classes: int, maps: Sequence[AxisMap], blend: Blend, batch: int, together: int,
+        probability: bool, air: AirRule, cuda_graph: bool = False,
     ) -> None:  # fmt: skip
         self.road, self.held, self.image, self.plan, self.air = road, held, image, plan, air
-        self.engine, self.classes, self.maps, self.batch = engine, classes, maps, batch
+        self.engine, self.classes, self.maps = engine, classes, maps
+        self.batch, self.together = batch, max(together, batch)
         self.channels, self.logit_type = normalisation.channels, getattr(engine, "logit_type", "f32")
         weights = [axis_weights(edge, blend) for edge in plan.window]
         self.totals = axis_totals(plan, tuple(weights))
@@ -165,12 +166,12 @@ class GpuRoll:
         self.network = self._graph_of_network() if cuda_graph else None
 
     def _make_room(self) -> None:
-        """Windows and logits of one batch; where memory is out, of half as many."""
+        """The windows of a batch and the logits that are added together; where memory is out, of fewer."""
         while True:
             room: list[int] = []
             try:
                 room.append(self.road.device.allocate(FLOAT * self.channels * self.window_voxels * self.batch))
-                room.append(self.road.device.allocate(self._logit_bytes() * self.batch))
+                room.append(self.road.device.allocate(self._logit_bytes() * self.together))
             except DeviceMemoryError:
                 for address in room:
                     self.road.device.release(address)
@@ -181,15 +182,20 @@ class GpuRoll:
 
     def _graph_of_network(self) -> NetworkGraph:
         recorder, stream = self.road.device.graphs(), self.road.stream
-        return NetworkGraph(recorder, stream, partial(self.engine.infer_device, self.windows, self.logits))
+        return NetworkGraph(recorder, stream, partial(self.engine.infer_device, self.windows))
 
     def _shrink(self) -> None:
+        """Ask for less: first for no logits beyond those of a batch, then for smaller batches."""
+        if not self.logits and self.together > self.batch:
+            self.together = self.batch
+            return
         if self.batch == 1:
             raise DeviceMemoryError(
                 f"one window of {self.plan.window} voxels and {self.classes} classes does not fit beside the "
                 "scan's sums; close other programs, or use --device cpu"
             )
         self.batch = (self.batch + 1) // 2
+        self.together = self.together if self.logits else self.batch
 
     def _logit_bytes(self) -> int:
         return (FLOAT if self.logit_type == "f32" else 2) * self.classes * self.window_voxels
@@ -220,30 +226,41 @@ class GpuRoll:
         self.in_ring = [(moved, mine.put(moved)) for moved in rings]
 
     def _add_layer(self, air: NDArray[np.bool_], progress: Callable[[int], None]) -> None:
-        """Every window of the layer through the network and onto the ring; batches may shrink on the way."""
-        first = 0
+        """Every window of the layer through the network and onto the ring; batches may shrink on the way.
+
+        Logits wait until their memory is full: windows overlap, and sums that several of them add to move once.
+        """
+        first, waiting = 0, 0
         while first < len(self.starts):
             some, is_air = next(batches(self.starts[first:], air[first:], self.batch))
-            logits = self._of_air() if is_air else self._of_network(first, len(some))
-            if logits:  # else memory ran out inside the network: the same again, by halves
-                self._accumulate(logits, first, len(some))
-                first += len(some)
-                progress(len(some))
+            if waiting and (is_air or waiting + len(some) > self.together):
+                self._accumulate(self.logits, first - waiting, waiting)
+                waiting = 0
+            if is_air:
+                self._accumulate(self._of_air(), first, len(some))
+            elif self._of_network(first, len(some), self.logits + waiting * self._logit_bytes()):
+                waiting += len(some)
+            else:  # memory ran out inside the network: the same again, by halves
+                continue
+            first += len(some)
+            progress(len(some))
+        if waiting:
+            self._accumulate(self.logits, first - waiting, waiting)
 
-    def _of_network(self, first: int, count: int) -> int:
-        """The address of the logits; 0 if the network ran out of memory, and then the batch is smaller."""
+    def _of_network(self, first: int, count: int, logits: int) -> bool:
+        """Enqueue the logits of a batch; False if the network ran out of memory, and then the batch is smaller."""
         shape, window, table = (self.channels, *self.plan.shape), self.plan.window, self.tables.normalisation
         at = self.at + first * START_BYTES
         self.road.launch(gather_launch(self.image, shape, at, count, window, table, self.windows))
         try:
             if self.network:
-                self.network.infer(count)
+                self.network.infer(logits, count)
             else:
-                self.engine.infer_device(self.windows, self.logits, count, self.road.stream)
+                self.engine.infer_device(self.windows, logits, count, self.road.stream)
         except DeviceMemoryError:
             self._shrink()
-            return 0
-        return self.logits
+            return False
+        return True
 
     def _of_air(self) -> int:
         """The network's answer to a window of zeros, or what stands for background; made once."""
@@ -296,10 +313,13 @@ class GpuRoll:
 
 def roll_on_gpu(
     road: GpuRoad, held: Buffers, image: int, plan: WindowPlan, normalisation: Normalisation, engine: Any,
-    classes: int, maps: Sequence[AxisMap], *, blend: Blend, batch: int, probability: bool = False,
+    classes: int, maps: Sequence[AxisMap], *, blend: Blend, batch: int, together: int = 0, probability: bool = False,
     air: AirRule = "run", cuda_graph: bool = False, progress: Callable[[int], None], watch: Stopwatch,
 ) -> Rolled:  # fmt: skip
-    """``slide.roll`` on a GPU: the same arguments, but that ``image`` is an address and the engine a DeviceEngine."""
+    """``slide.roll`` on a GPU: the same arguments, but that ``image`` is an address and the engine a DeviceEngine.
+
+    ``together`` windows, if that is more than a batch, are added to the sums at once.
+    """
     with watch.stage("find_air"):
         shape = (normalisation.channels, *plan.shape)
         starts, greatest = plan.starts, road.greatest(image, shape)
@@ -307,8 +327,9 @@ def roll_on_gpu(
         if air != "run":
             skipped = are_air(greatest, starts, plan.window, normalisation)
     roll = GpuRoll(
-        road, held, image, plan, normalisation, engine, classes, maps, blend, batch, probability, air, cuda_graph
-    )
+        road, held, image, plan, normalisation, engine, classes, maps, blend, batch, together, probability, air,
+        cuda_graph,
+    )  # fmt: skip
     try:
         with watch.stage("network"):
             labels, best = roll.run(skipped, progress)

@@ -24,12 +24,19 @@ from dropgen_rt.windows import WindowPlan
 #: Windows per call of the network where memory allows it.
 BATCH = 4
 
+#: Of the memory that is free, the part that logits may take which wait for those of further windows. The rest is the
+#: network's, which is not told here.
+WAITING_SHARE = 1 / 4
+#: Bytes: where TensorRT takes the logits of a batch, behind those that wait, must be a multiple.
+ALIGNMENT = 256
+
 _ROADS: dict[str, GpuRoad] = {}
 
 
 @dataclass(frozen=True)
 class _Choice:
     batch: int
+    together: int  # windows whose logits are added to the sums at once
     memory: MemoryPlan
 
 
@@ -44,24 +51,29 @@ def choose_batch(
     device: Device, plan: WindowPlan, native_shape: tuple[int, int, int], *, channels: int, classes: int, most: int,
     probabilities: bool, limit: int | None,
 ) -> _Choice:  # fmt: skip
-    """The largest batch, up to ``most``, whose peak fits. Raises MemoryLimitError if not even one window does.
+    """The largest batch, up to ``most``, whose peak fits, and the logits that fit beside it, up to those of a layer.
 
-    Raises DeviceError where one class has more sums than the kernels count in 32 bits.
+    Raises MemoryLimitError if not even one window fits, and DeviceError where one class has more sums than the kernels
+    count in 32 bits.
     """
     sums = ring_depth(plan) * plan.shape[1] * plan.shape[2]
     if sums >= MOST_SUMS:
         raise DeviceError(f"a working grid of {plan.shape} voxels: a GPU takes fewer than 2^32 sums; use --device cpu")
-    free = device.free_bytes()
+    free, window = device.free_bytes(), plan.window[0] * plan.window[1] * plan.window[2]
+    of_window = FLOAT * classes * window
+    aligned = of_window // 2 % ALIGNMENT == 0  # logits may take half of these bytes
+    windows = len(plan) // len(plan.axis_starts[0]) if aligned else 1  # whose logits are worth keeping together
     for batch in range(most, 0, -1):
         counted = plan_memory(
             plan, native_shape, channels=channels, classes=classes, batch=batch, probabilities=probabilities,
             resident=device.memory_bytes - free,
         )  # fmt: skip
-        window = plan.window[0] * plan.window[1] * plan.window[2]
-        memory = MemoryPlan(counted.resident, counted.parts | {"logits": FLOAT * classes * window * batch})
-        if batch == 1 or (sum(memory.parts.values()) <= free and (limit is None or memory.peak <= limit)):
+        left = min(free, limit - counted.resident if limit is not None else free) - sum(counted.parts.values())
+        if batch == 1 or left >= batch * of_window:
+            together = max(min(windows, min(left, int(WAITING_SHARE * free)) // of_window), batch)
+            memory = MemoryPlan(counted.resident, counted.parts | {"logits": of_window * together})
             memory.require(limit, free)
-            return _Choice(batch, memory)
+            return _Choice(batch, together, memory)
     raise AssertionError("a batch is at least one")
 
 
@@ -91,7 +103,7 @@ def roll_scan(
             plan = settings.lay(plan, manifest, road.greatest(image, shape), bounds)
         found = roll_on_gpu(
             road, held, image, plan, bounds, engine, manifest.classes, maps, blend=settings.resolved(manifest)[1],
-            batch=chosen.batch, probability=settings.probabilities, watch=watch, air=settings.air(manifest),
+            batch=chosen.batch, together=chosen.together, probability=settings.probabilities, watch=watch, air=settings.air(manifest),
             cuda_graph=settings.cuda_graph, progress=lambda windows: count(windows, len(plan)),
         )  # fmt: skip
     return found, chosen.memory

@@ -135,13 +135,43 @@ def test_too_little_device_memory_is_refused_before_the_start(device, monkeypatc
     """One byte less than a single window takes; with that byte it is not refused."""
     volume = head((60, 44, 50), (1.5, 1.5, 1.5))
     plan = WindowPlan.cover(volume.geometry.resampled(MANIFEST.spacing_mm).shape, WINDOW, 0.5)
-    needed = sum(choose_one(device, plan, volume.geometry.shape).memory.parts.values())
+    roomy = choose_one(device, plan, volume.geometry.shape)
+    beyond_one = roomy.memory.parts["logits"] // roomy.together * (roomy.together - 1)
+    needed = sum(roomy.memory.parts.values()) - beyond_one
     monkeypatch.setattr(device, "free", needed)
-    assert choose_one(device, plan, volume.geometry.shape).batch == 1
+    tight = choose_one(device, plan, volume.geometry.shape)
+    assert (tight.batch, tight.together) == (1, 1)
     monkeypatch.setattr(device, "free", needed - 1)
     with pytest.raises(MemoryLimitError, match="this scan needs"):
         both(device, volume, Settings(), HostNetwork())
     assert not device.held
+
+
+@pytest.mark.parametrize(("room", "together"), [(7, 4), (11, 8), (1000, 20)])
+def test_logits_wait_for_those_of_further_batches(device, monkeypatch, room, together):
+    """As many batches of 4 as a quarter of what is free holds, up to a layer's 20 windows, are added at once."""
+    monkeypatch.setattr(device, "free", 4 * room * 4 * CLASSES * 16**3)
+    plain, added = device.launch, []
+
+    def launch(launch, stream=0):
+        if launch.entry == "accumulate_f32":
+            added.append(int(launch.arguments[10]))
+        plain(launch, stream)
+
+    monkeypatch.setattr(device, "launch", launch)
+    volume = head((60, 44, 50), (1.5, 1.5, 1.5))
+    expected, found = both(device, volume, Settings(skip_air=False), HostNetwork())
+    assert found.labels.tobytes() == expected.labels.tobytes() and max(added) == together
+
+
+@pytest.mark.parametrize(("window", "together"), [((16, 16, 16), 20), ((12, 12, 12), 4)])
+def test_batches_of_logits_begin_where_tensorrt_takes_them(device, window, together):
+    """A window of 12^3 voxels and 5 classes in halves takes 17,280 bytes: no multiple of 256, so none wait."""
+    plan = WindowPlan.cover((38, 33, 45), window, 0.5)
+    chosen = choose_batch(
+        device, plan, plan.shape, channels=1, classes=5, most=4, probabilities=False, limit=None
+    )  # fmt: skip
+    assert (chosen.batch, chosen.together) == (4, together)
 
 
 def test_more_sums_than_the_kernels_count_are_refused(device):
