@@ -79,7 +79,8 @@ def stitching_row(device: Device, classes: int) -> dict[str, Any]:
         with Buffers(device, road.stream) as held:
             roll_on_gpu(
                 road, held, image.data_ptr(), plan, Normalisation.identity(), Answered(), classes, maps,
-                blend="gaussian", batch=chosen.batch, together=chosen.together, progress=lambda windows: None, watch=Stopwatch(),
+                blend="gaussian", batch=chosen.batch, together=chosen.together, progress=lambda windows: None,
+                watch=Stopwatch(),
             )  # fmt: skip
 
     def theirs() -> None:

@@ -103,8 +103,9 @@ def roll_scan(
             plan = settings.lay(plan, manifest, road.greatest(image, shape), bounds)
         found = roll_on_gpu(
             road, held, image, plan, bounds, engine, manifest.classes, maps, blend=settings.resolved(manifest)[1],
-            batch=chosen.batch, together=chosen.together, probability=settings.probabilities, watch=watch, air=settings.air(manifest),
-            cuda_graph=settings.cuda_graph, progress=lambda windows: count(windows, len(plan)),
+            batch=chosen.batch, together=chosen.together, probability=settings.probabilities, watch=watch,
+            air=settings.air(manifest), cuda_graph=settings.cuda_graph,
+            progress=lambda windows: count(windows, len(plan)),
         )  # fmt: skip
     return found, chosen.memory
 
