@@ -93,7 +93,7 @@ def stitching_row(device: Device, classes: int) -> dict[str, Any]:
 
     torch.cuda.reset_peak_memory_stats()
     row: dict[str, Any] = {"classes": classes, "windows": len(plan), "ours_s": seconds(ours)}
-    row["added_at_once"], row["ours_peak_bytes"] = chosen.together, sum(chosen.memory.parts.values())
+    row["added_at_once"], row["ours_planned_bytes"] = chosen.together, sum(chosen.memory.parts.values())
     torch.cuda.empty_cache()
     row["monai_s"] = seconds(theirs)
     row["monai_peak_bytes"] = torch.cuda.max_memory_allocated()

@@ -1,10 +1,10 @@
-// One warp owns ROWS neighbouring rows (k, z, y) of the accumulator inside the windows' bounding box, each lane every 32nd
-// voxel, and walks the windows in order: blockIdx.x and the warp give the box's y, blockIdx.y its z, blockIdx.z is
-// k. No atomics. Rows side by side are covered by much the same windows: what is looked up for one serves all, and
-// their logits are on their way together.
+// One warp owns ROWS neighbouring rows (k, z, y) of the accumulator inside the windows' bounding box, each lane every
+// 32nd voxel, and walks the windows in order: blockIdx.x and the warp give the box's y, blockIdx.y its z, blockIdx.z
+// is k. No atomics. Rows side by side are covered by much the same windows: what is looked up for one serves all,
+// and their logits are on their way together.
 //
-// Bytes moved per accumulator voxel: 4 read and 4 written if a window reaches its 64 voxels of the rows, and per window that
-// covers it 4 read (2 if the logits are half or bfloat16). Operations per window that covers it: 3 products, 1 sum.
+// Bytes moved per accumulator voxel: 4 read and 4 written if a window reaches its 64 voxels of the rows, and per window
+// that covers it 4 read (2 if the logits are half or bfloat16). Operations per window that covers it: 3 products, 1 sum.
 // Launch: grid (ceil(ceil(by / ROWS) / warps per block), bz, K), block THREADS_PER_BLOCK; the box is `bounding_box` in
 // accumulate.py.
 
@@ -38,7 +38,8 @@ __device__ __forceinline__ void accumulate_rows(float* __restrict__ sums, int si
                                                 int box_y, int box_x, int box_size_y, int box_size_x,
                                                 const Logit* __restrict__ logits, int batch, int classes, int window_z,
                                                 int window_y, int window_x, const int* __restrict__ starts,
-                                                const float* __restrict__ weights_z, const float* __restrict__ weights_y,
+                                                const float* __restrict__ weights_z,
+                                                const float* __restrict__ weights_y,
                                                 const float* __restrict__ weights_x) {
     using namespace dropgen;
     const Lane own = lane();
@@ -66,7 +67,8 @@ __device__ __forceinline__ void accumulate_rows(float* __restrict__ sums, int si
                     for (int r = 0; r < ROWS; ++r)
 #pragma unroll
                         for (int i = 0; i < TOGETHER; ++i)
-                            sum[r][i] = r < rows && first + i * LANES < box_size_x ? row[r * size_x + first + i * LANES] : 0.0f;
+                            sum[r][i] =
+                                r < rows && first + i * LANES < box_size_x ? row[r * size_x + first + i * LANES] : 0.0f;
                     loaded = true;
                 }
                 const Logit* const from =

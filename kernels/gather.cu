@@ -33,6 +33,7 @@ extern "C" __global__ void __launch_bounds__(256, dropgen::blocks(6))
     float* to = out + ((int64_t(blockIdx.z) * window_z + pz) * window_y + first_y) * window_x;
 
     constexpr int PAIR = 2;  // rows whose loads are on their way together
+    static_assert(ROWS_PER_WARP % PAIR == 0, "a warp's last pair would be another's first");
 #pragma unroll 1
     for (int py = first_y; py < end_y; py += PAIR, row += PAIR * int64_t(size_x), to += PAIR * int64_t(window_x)) {
 #pragma unroll 1

@@ -1,8 +1,8 @@
-// statistics: one warp walks ROWS voxels down 32 columns of a plane along y, one per lane, so that its accesses lie side
-// by side while a lane stays long within one label; blocks take every n-th such piece, a warp its part along x. Whenever
-// the label changes, a lane adds what it met to its block's table in shared memory, and the block adds that table to the
-// result once, in the end: many blocks that did so would wait for each other. Atomics on whole numbers only, whose result
-// does not depend on the order.
+// statistics: a piece is ROWS rows of a plane, as wide as a block; blocks take every n-th piece. One lane walks one
+// column of it along y, so that a warp's accesses lie side by side while a lane stays long within one label. Whenever
+// the label changes, a lane adds what it met to its block's table in shared memory, and the block adds that table to
+// the result once, in the end: many blocks that did so would wait for each other. Atomics on whole numbers only, whose
+// result does not depend on the order.
 //
 // Bytes moved per voxel: 1 or 2 and 4 read. Operations: 1 subtraction, 2 products, 2 comparisons, 2 sums.
 // Launch: grid (up to STATISTICS_BLOCKS), block THREADS_PER_BLOCK.
@@ -111,7 +111,7 @@ __device__ __forceinline__ void walk_rows(const Label* __restrict__ labels, cons
     }
 }
 
-// Rows `first` to `end` of a column, whose row `first` the pointers are at: AHEAD at a time, and the last few one by one.
+// Rows `first` to `end` of a column, whose row `first` the pointers are at: AHEAD at a time, the last few one by one.
 template <typename Label, typename Add>
 __device__ __forceinline__ void walk_column(const Label* __restrict__ labels, const float* __restrict__ intensities,
                                             int first, int end, int size_x, const Place& at, float offset, float scale,
@@ -138,6 +138,7 @@ __device__ __forceinline__ void walk(const Label* __restrict__ labels, const flo
     __syncthreads();
 
     const auto add = [=](int label, const Part& part) {
+        if (label >= known) return;
         if (label < SHARED_LABELS) add_to_block(block, label, part);
         else add_to_result(table, label, part);
     };
@@ -157,7 +158,7 @@ __device__ __forceinline__ void walk(const Label* __restrict__ labels, const flo
         const Words& own = block[i];
         if (own.count == 0) continue;
         add_to_result(table, i, {own.count, wide(own.sum), wide(own.squares), own.low_z, own.low_y, own.low_x,
-                                          own.high_z, own.high_y, own.high_x});
+                                 own.high_z, own.high_y, own.high_x});
     }
 }
 
@@ -168,7 +169,7 @@ __device__ __forceinline__ void walk(const Label* __restrict__ labels, const flo
     extern "C" __global__ void __launch_bounds__(256, dropgen::blocks(5))                                          \
         name(const Label* labels, const float* intensities, int size_z, int size_y, int size_x, float offset,      \
              float scale, int first_z, int known, long long* table) {                                              \
-        __shared__ Words block[SHARED_LABELS];                                                            \
+        __shared__ Words block[SHARED_LABELS];                                                                     \
         walk(labels, intensities, size_z, size_y, size_x, offset, scale, first_z, known, block, table);            \
     }
 

@@ -101,7 +101,9 @@ def accumulate_case(device, rng, threads, logit_type):
     extent, window = size(rng, 20), size(rng, 20)
     if rng.random() < 0.3:  # more windows than a warp has lanes, rows longer than it walks at once
         classes, batch = int(rng.choice(CLASSES[:4])), int(rng.integers(1, 71))
-        extent, window = ((*map(int, rng.integers(1, 4, 2)), int(rng.integers(120, 300))) for _ in range(2))
+        extent, window = (
+            (int(rng.integers(1, 4)), int(rng.integers(1, 8)), int(rng.integers(120, 300))) for _ in range(2)
+        )
     accumulate_of(device, rng, threads, classes, extent, window, starts_for(rng, batch, extent, window), logit_type)
 
 

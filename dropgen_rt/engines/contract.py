@@ -44,7 +44,8 @@ class DeviceEngine(Engine, Protocol):
         """Enqueue one batch on a CUDA stream and return at once.
 
         ``windows`` and ``logits`` are device addresses of C-contiguous float32 (batch, channels, z, y, x) and
-        (batch, classes, z, y, x); ``stream`` is a CUDA stream handle. Both must live until the stream is there.
+        (batch, classes, z, y, x), both multiples of 256; logits are half or bfloat16 where the engine's ``logit_type``
+        says "f16" or "bf16". ``stream`` is a CUDA stream handle. Both must live until the stream is there.
         """
         ...
 

@@ -59,24 +59,23 @@ class NetworkGraph:
     """The network on one batch of windows, from the second time on as a CUDA graph.
 
     The first time it runs as it is: an engine makes room for a size of batch when it first meets it. ``infer_device``
-    takes the address of the logits, the windows in the batch and the stream.
+    takes the windows in the batch and the stream.
     """
 
-    def __init__(self, recorder: StreamGraphs, stream: int, infer_device: Callable[[int, int, int], None]) -> None:
+    def __init__(self, recorder: StreamGraphs, stream: int, infer_device: Callable[[int, int], None]) -> None:
         self._recorder, self._stream, self._infer = recorder, stream, infer_device
         self._met: set[int] = set()
-        self._graphs: dict[tuple[int, int], int] = {}  # by the logits' address and the windows in the batch
+        self._graphs: dict[int, int] = {}  # by windows in the batch
 
-    def infer(self, logits: int, count: int) -> None:
+    def infer(self, count: int) -> None:
         """Enqueue the network. Raises DeviceError if it does what no graph holds."""
         if count not in self._met:
-            self._infer(logits, count, self._stream)
+            self._infer(count, self._stream)
             self._met.add(count)
             return
-        own = logits, count
-        if own not in self._graphs:
-            self._graphs[own] = self._recorder.capture(self._stream, lambda: self._infer(logits, count, self._stream))
-        self._recorder.replay(self._graphs[own], self._stream)
+        if count not in self._graphs:
+            self._graphs[count] = self._recorder.capture(self._stream, lambda: self._infer(count, self._stream))
+        self._recorder.replay(self._graphs[count], self._stream)
 
     def close(self) -> None:
         """Once the stream's work is done."""

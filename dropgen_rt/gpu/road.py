@@ -41,6 +41,8 @@ from dropgen_rt.windows import Blend, WindowPlan, axis_totals, axis_weights
 FLOAT = 4
 PIECE = 2**24
 START_BYTES = 12  # three int32
+#: Bytes: TensorRT takes logits at multiples of this, and those of a batch may begin behind others that wait.
+ALIGNMENT = 256
 # The number one as the logits' type stores it.
 ONE = {"f32": np.float32(1), "f16": np.uint16(0x3C00), "bf16": np.uint16(0x3F80)}
 
@@ -141,7 +143,6 @@ class GpuRoll:
     ) -> None:  # fmt: skip
         self.road, self.held, self.image, self.plan, self.air = road, held, image, plan, air
         self.engine, self.classes, self.maps = engine, classes, maps
-        self.batch, self.together = batch, max(together, batch)
         self.channels, self.logit_type = normalisation.channels, getattr(engine, "logit_type", "f32")
         weights = [axis_weights(edge, blend) for edge in plan.window]
         self.totals = axis_totals(plan, tuple(weights))
@@ -151,6 +152,10 @@ class GpuRoll:
             [held.put_axis(axis) for axis in maps[1:]], maps[2].is_identity(plan.shape[2]),
         )  # fmt: skip
         self.window_voxels = int(np.prod(plan.window))
+        # A graph holds one address of logits, and an engine takes no other than aligned ones: else none wait.
+        waits = not cuda_graph and self._logit_bytes() % ALIGNMENT == 0
+        of_layer = len(plan) // len(plan.axis_starts[0])
+        self.batch, self.together = batch, max(min(together, of_layer), batch) if waits else batch
         self.ring_shape = (classes, ring_depth(plan), *plan.shape[1:])
         self.ring = held.room(self.ring_shape, np.float32)
         road.device.clear(self.ring, FLOAT * int(np.prod(self.ring_shape)), road.stream)
@@ -182,20 +187,25 @@ class GpuRoll:
 
     def _graph_of_network(self) -> NetworkGraph:
         recorder, stream = self.road.device.graphs(), self.road.stream
-        return NetworkGraph(recorder, stream, partial(self.engine.infer_device, self.windows))
+        return NetworkGraph(recorder, stream, partial(self.engine.infer_device, self.windows, self.logits))
 
     def _shrink(self) -> None:
-        """Ask for less: first for no logits beyond those of a batch, then for smaller batches."""
-        if not self.logits and self.together > self.batch:
+        """Ask for less: first for no logits beyond those of a batch, then for smaller batches. None may be waiting."""
+        device = self.road.device
+        if self.together > self.batch:
             self.together = self.batch
+            if self.logits:
+                device.synchronise(self.road.stream)
+                device.release(self.logits)
+                device.free_bytes()  # released memory is kept for the road; this gives it to the network
+                self.logits = device.allocate(self._logit_bytes() * self.together)
             return
         if self.batch == 1:
             raise DeviceMemoryError(
                 f"one window of {self.plan.window} voxels and {self.classes} classes does not fit beside the "
                 "scan's sums; close other programs, or use --device cpu"
             )
-        self.batch = (self.batch + 1) // 2
-        self.together = self.together if self.logits else self.batch
+        self.batch = self.together = (self.batch + 1) // 2
 
     def _logit_bytes(self) -> int:
         return (FLOAT if self.logit_type == "f32" else 2) * self.classes * self.window_voxels
@@ -240,7 +250,11 @@ class GpuRoll:
                 self._accumulate(self._of_air(), first, len(some))
             elif self._of_network(first, len(some), self.logits + waiting * self._logit_bytes()):
                 waiting += len(some)
-            else:  # memory ran out inside the network: the same again, by halves
+            else:  # memory ran out inside the network: the same again, with less
+                if waiting:
+                    self._accumulate(self.logits, first - waiting, waiting)
+                    waiting = 0
+                self._shrink()
                 continue
             first += len(some)
             progress(len(some))
@@ -248,17 +262,16 @@ class GpuRoll:
             self._accumulate(self.logits, first - waiting, waiting)
 
     def _of_network(self, first: int, count: int, logits: int) -> bool:
-        """Enqueue the logits of a batch; False if the network ran out of memory, and then the batch is smaller."""
+        """Enqueue the network's answer to a batch, to the address ``logits``; False if it ran out of memory."""
         shape, window, table = (self.channels, *self.plan.shape), self.plan.window, self.tables.normalisation
         at = self.at + first * START_BYTES
         self.road.launch(gather_launch(self.image, shape, at, count, window, table, self.windows))
         try:
             if self.network:
-                self.network.infer(logits, count)
+                self.network.infer(count)
             else:
                 self.engine.infer_device(self.windows, logits, count, self.road.stream)
         except DeviceMemoryError:
-            self._shrink()
             return False
         return True
 
@@ -267,7 +280,11 @@ class GpuRoll:
         if self.air_logits:
             return self.air_logits
         device, stream = self.road.device, self.road.stream
-        self.air_logits = device.allocate(self._logit_bytes())
+        while not self.air_logits:
+            try:
+                self.air_logits = device.allocate(self._logit_bytes())
+            except DeviceMemoryError:
+                self._shrink()
         if self.air == "background":
             self.kept.append(np.full(self.window_voxels, ONE[self.logit_type]))
             device.clear(self.air_logits, self._logit_bytes(), stream)

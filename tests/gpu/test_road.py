@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from cuda_on_host import CXX, HostDevice, build
 
+from dropgen_rt import slide
 from dropgen_rt.errors import DeviceError, DeviceMemoryError, MemoryLimitError
 from dropgen_rt.geometry import Geometry
+from dropgen_rt.gpu import road
 from dropgen_rt.gpu.road import GpuRoad
 from dropgen_rt.gpu.scan import choose_batch, roll_scan
 from dropgen_rt.kernels import AxisMap
@@ -32,8 +34,10 @@ class HostNetwork:
 
     name, version, precision, device = "host", "1", "fp32", "cuda:0"
 
-    def __init__(self, largest=100):
-        self.largest, self.batches, self.mix = largest, [], np.random.default_rng(0).standard_normal((CLASSES, 2))
+    def __init__(self, largest=100, later=100, edge=16):
+        """Takes up to ``largest`` windows of ``edge``^3 at once, and up to ``later`` from the fourth call on."""
+        self.largest, self.later, self.window = largest, later, (edge,) * 3
+        self.batches, self.addresses, self.mix = [], [], np.random.default_rng(0).standard_normal((CLASSES, 2))
 
     def infer(self, windows):
         mean = windows.mean(axis=(1, 2, 3, 4), keepdims=True)
@@ -44,11 +48,12 @@ class HostNetwork:
         return np.ascontiguousarray(np.concatenate(rows, 1))
 
     def infer_device(self, windows, logits, batch, stream):
-        if batch > self.largest:
+        if batch > (self.later if len(self.batches) > 2 else self.largest):
             raise DeviceMemoryError("too much at once")
         self.batches.append(batch)
-        count = batch * 16**3
-        given = np.ctypeslib.as_array((ctypes.c_float * count).from_address(windows)).reshape(batch, 1, *WINDOW)
+        self.addresses.append(logits)
+        count = batch * int(np.prod(self.window))
+        given = np.ctypeslib.as_array((ctypes.c_float * count).from_address(windows)).reshape(batch, 1, *self.window)
         found = self.infer(given)
         ctypes.memmove(logits, found.ctypes.data, found.nbytes)
 
@@ -68,17 +73,48 @@ def head(size, spacing_mm, code="LPS"):
 
 
 def both(device, volume, settings, network):
+    """What the CPU's and the GPU's road find. The sums that labels come from must be the same in every bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        sums = recorded_sums(patch, device)
+        found = through_both(device, volume, settings, network)
+    assert len(sums["cpu"]) == len(sums["gpu"]) > 0
+    assert all(ours == theirs for ours, theirs in zip(sums["gpu"], sums["cpu"], strict=True))
+    return found
+
+
+def recorded_sums(patch, device):
+    """The bytes of the sums at every call of finalise, on either road."""
+    sums, finalise, launch = {"cpu": [], "gpu": []}, slide.finalise, device.launch
+
+    def on_cpu(ring, *arguments, **named):
+        if len(named["out"]):
+            sums["cpu"].append(ring.tobytes())
+        return finalise(ring, *arguments, **named)
+
+    def on_gpu(what, stream=0):
+        if what.entry.startswith("finalise"):
+            address, classes, *shape = (int(argument) for argument in what.arguments[:5])
+            sums["gpu"].append(ctypes.string_at(address, 4 * classes * int(np.prod(shape))))
+        launch(what, stream)
+
+    patch.setattr(slide, "finalise", on_cpu)
+    patch.setattr(device, "launch", on_gpu)
+    return sums
+
+
+def through_both(device, volume, settings, network):
     oriented, _ = volume.geometry.reoriented("LPS")
     working = oriented.resampled(MANIFEST.spacing_mm)
-    plan = WindowPlan.cover(working.shape, WINDOW, 0.5)
+    plan = WindowPlan.cover(working.shape, network.window, 0.5)
     maps = native_maps(working, oriented)
     if settings.reference:
         maps = tuple(AxisMap.identity(size) for size in plan.shape)
     done, said = [], []
     arguments = (volume, plan, maps, MANIFEST, settings)
-    expected, _ = _roll_on_cpu(*arguments, HostNetwork(), Stopwatch(), lambda n, of: None, lambda line: None)
-    road = GpuRoad(device, kernels_loaded=True)
-    found, memory = roll_scan(*arguments, network, Stopwatch(), lambda n, of: done.append((n, of)), said.append, road)
+    plain = HostNetwork(edge=network.window[0])
+    expected, _ = _roll_on_cpu(*arguments, plain, Stopwatch(), lambda n, of: None, lambda line: None)
+    on = GpuRoad(device, kernels_loaded=True)
+    found, memory = roll_scan(*arguments, network, Stopwatch(), lambda n, of: done.append((n, of)), said.append, on)
     assert {of for _, of in done} == {sum(n for n, _ in done)} == {found.windows} == {expected.windows}
     assert said == [f"{memory.line()}, batches of 4"]
     assert not device.held, "memory was left behind"
@@ -117,12 +153,25 @@ def test_a_graph_of_the_network_gives_the_same(device):
     assert not device.recorder.graphs
 
 
-@pytest.mark.parametrize("largest", [1, 2, 3])
-def test_a_network_out_of_memory_gets_smaller_batches(device, largest):
-    network = HostNetwork(largest)
-    expected, found = both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(skip_air=False), network)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@pytest.mark.parametrize("edge", [10, 16])
+@pytest.mark.parametrize(("largest", "later"), [(1, 1), (2, 2), (3, 3), (4, 2), (4, 1)])
+def test_a_network_out_of_memory_gets_smaller_batches(device, largest, later, edge, cuda_graph):
+    """At once, or later, when logits wait. Those of 10^3 voxels take 20,000 bytes, no multiple of 256: none wait."""
+    network, settings = HostNetwork(largest, later, edge), Settings(skip_air=False, cuda_graph=cuda_graph)
+    expected, found = both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), settings, network)
     assert found.labels.tobytes() == expected.labels.tobytes()
-    assert max(network.batches) <= largest
+    assert max(network.batches[:3]) <= largest and max(network.batches[3:]) <= later
+    assert edge == 16 or len(set(network.addresses)) == 1
+
+
+def test_air_between_windows_that_wait(device, monkeypatch):
+    """Every third window counts as air, wherever it lies."""
+    for module, name in ((road, "are_air"), (slide, "air_windows")):
+        monkeypatch.setattr(module, name, lambda image, starts, *rest: np.arange(len(starts)) % 3 == 1)
+    expected, found = both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), HostNetwork())
+    assert found.labels.tobytes() == expected.labels.tobytes()
+    assert found.skipped == expected.skipped > 20
 
 
 def test_a_network_that_never_fits_is_refused(device):
@@ -147,10 +196,16 @@ def test_too_little_device_memory_is_refused_before_the_start(device, monkeypatc
     assert not device.held
 
 
-@pytest.mark.parametrize(("room", "together"), [(7, 4), (11, 8), (1000, 20)])
+@pytest.mark.parametrize(("room", "together"), [(3, 4), (7, 4), (11, 8), (1000, 20)])
 def test_logits_wait_for_those_of_further_batches(device, monkeypatch, room, together):
-    """As many batches of 4 as a quarter of what is free holds, up to a layer's 20 windows, are added at once."""
-    monkeypatch.setattr(device, "free", 4 * room * 4 * CLASSES * 16**3)
+    """As many batches of 4 as a quarter of what is left holds, up to a layer's 20 windows, are added at once."""
+    volume = head((60, 44, 50), (1.5, 1.5, 1.5))
+    plan = WindowPlan.cover(volume.geometry.resampled(MANIFEST.spacing_mm).shape, WINDOW, 0.5)
+    parts = choose_batch(
+        device, plan, volume.geometry.shape, channels=1, classes=CLASSES, most=4, probabilities=False, limit=None
+    ).memory.parts  # fmt: skip
+    beside = sum(parts.values()) - parts["logits"]
+    monkeypatch.setattr(device, "free", beside + 4 * room * 4 * CLASSES * 16**3)
     plain, added = device.launch, []
 
     def launch(launch, stream=0):
@@ -159,19 +214,8 @@ def test_logits_wait_for_those_of_further_batches(device, monkeypatch, room, tog
         plain(launch, stream)
 
     monkeypatch.setattr(device, "launch", launch)
-    volume = head((60, 44, 50), (1.5, 1.5, 1.5))
     expected, found = both(device, volume, Settings(skip_air=False), HostNetwork())
     assert found.labels.tobytes() == expected.labels.tobytes() and max(added) == together
-
-
-@pytest.mark.parametrize(("window", "together"), [((16, 16, 16), 20), ((12, 12, 12), 4)])
-def test_batches_of_logits_begin_where_tensorrt_takes_them(device, window, together):
-    """A window of 12^3 voxels and 5 classes in halves takes 17,280 bytes: no multiple of 256, so none wait."""
-    plan = WindowPlan.cover((38, 33, 45), window, 0.5)
-    chosen = choose_batch(
-        device, plan, plan.shape, channels=1, classes=5, most=4, probabilities=False, limit=None
-    )  # fmt: skip
-    assert (chosen.batch, chosen.together) == (4, together)
 
 
 def test_more_sums_than_the_kernels_count_are_refused(device):
