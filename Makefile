@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo_output
+# Processes that share out the tests, a file each at a time.
+WORKERS ?= 2
 
 .PHONY: viewer demo test lint types bench docs clean
 .DELETE_ON_ERROR:
@@ -25,7 +27,7 @@ demo: $(VENV)/.runtime
 # Without npm, chromium or DICOM peers their tests are left out, and the last lines say so; CI has them all.
 test: $(VENV)/.dev
 	$(PYTHON) dropgen_rt/viewer/fetch.py --optional
-	$(BIN)/python -m pytest --cov --cov-report=term -rs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term -rs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import cores  # noqa: F401, I001  first of all: libraries count cores when they load
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
