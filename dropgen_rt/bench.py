@@ -128,7 +128,8 @@ def provenance() -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> list[str]:
     """Lines for a person."""
-    lines = [f"engine {' '.join(figures['engine'].values())}, {figures['windows']} windows"]
+    count = figures["windows"]
+    lines = [f"engine {' '.join(figures['engine'].values())}, {count} window{'' if count == 1 else 's'}"]
     lines += [f"  {name:18} {spent:8.3f} s" for name, spent in figures["stages"]["median_s"].items()]
     lines.append(f"  all but the network: {100 * figures['stages']['all_but_network_share']:.1f} %")
     for name, spent in figures["median_s"].items():

@@ -112,7 +112,7 @@ __device__ __forceinline__ void accumulate_rows(float* __restrict__ sums, int si
 }  // namespace
 
 // sums (K, Z, Y, X); box_*: its first voxel and its size; logits (B, K, wz, wy, wx); starts (B, 3) as z, y, x.
-#define DROPGEN_ACCUMULATE(name, Logit)                                                                   \
+#define DROPGEN_ACCUMULATE(name, Logit)                                                                  \
     extern "C" __global__ void __launch_bounds__(256, dropgen::blocks(4))                                \
         name(float* sums, int size_z, int size_y, int size_x, int box_z, int box_y, int box_x,           \
              int box_size_y, int box_size_x, const Logit* logits, int batch, int classes, int window_z,  \

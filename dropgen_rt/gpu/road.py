@@ -197,6 +197,7 @@ class GpuRoll:
             if self.logits:
                 device.synchronise(self.road.stream)
                 device.release(self.logits)
+                self.logits = 0
                 device.free_bytes()  # released memory is kept for the road; this gives it to the network
                 self.logits = device.allocate(self._logit_bytes() * self.together)
             return
