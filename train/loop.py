@@ -4,9 +4,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from dropgen_rt.train.device import autocast, choose_device, half_of, move_to
 from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
+from dropgen_rt.train.parallel import ahead
 from dropgen_rt.train.prepare import made_folder
 from dropgen_rt.train.samples import Sampler, ScanSampler
 from dropgen_rt.train.synthesis import RandomSource
@@ -45,8 +45,8 @@ Report = Callable[[dict[str, object]], None]
 Batch = tuple[Tensor, Tensor]
 # What a resumed run may change: none of it changes what the network is or which samples it sees.
 CHANGEABLE = frozenset({"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile"})
-# Batches drawn ahead on a GPU machine: enough to hide one slow crop.
-AHEAD = 4
+# Processes that draw crops beside a GPU, at most: each holds PyTorch and MONAI once more.
+MOST_DRAWING = 12
 
 
 @contextmanager
@@ -105,7 +105,9 @@ def train(
             run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
         if ranks.first:
             config.save(out / "config.toml")
-        run.go(make_sampler(dataset, config, training, place), validation_set(dataset, config, validation), report)
+        run.go(
+            make_sampler(dataset, config, training, place), validation_set(dataset, config, validation), report, workers
+        )
     return out / "best.pt"
 
 
@@ -148,14 +150,16 @@ class Run:
         self.scaler.load_state_dict(content["scaler"])
         self.step, self.best = int(content["progress"]["step"]), float(content["best"])
 
-    def go(self, sampler: Sampler, validation: list[tuple[NDArray, NDArray]], report: Report) -> None:
+    def go(
+        self, sampler: Sampler, validation: list[tuple[NDArray, NDArray]], report: Report, workers: int | None = None
+    ) -> None:
         """All steps that are left. Raises DropgenError where loss or gradient is not finite."""
         config = self.config
         forward = parallel(self.network, self.ranks)
         if config.compile:
             forward = torch.compile(forward)  # type: ignore[assignment]
         self.network.train()
-        for image, target in _batches(sampler, config, self.step, self.ranks, self.device):
+        for image, target in _batches(sampler, config, self.step, self.ranks, self.device, workers):
             # Seeded per step, so that the dropped channels too are those of an unbroken run.
             torch.manual_seed((config.seed * 1_000_003 + self.step) * self.ranks.world + self.ranks.rank)
             loss = self._step(forward, image, target)
@@ -238,38 +242,48 @@ def _changed(before: dict, now: dict) -> str:
     return ", ".join(name for name in names if before.get(name) != now.get(name))
 
 
-def _batches(sampler: Sampler, config: TrainConfig, first: int, ranks: Ranks, device: torch.device) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Drawing:
+    """Draws this process's part of a step's batch: a pure function of the step, wherever it runs.
+
+    ``places`` are those in the batch of all processes; ``device`` is where images are synthesised.
+    """
+
+    sampler: Sampler
+    seed: int
+    places: tuple[int, ...]
+    device: str = "cpu"
+
+    def __call__(self, step: int) -> Batch:
+        sources = (RandomSource.seeded(self.seed, step, place, device=self.device) for place in self.places)
+        images, targets = zip(*(self.sampler.draw(source) for source in sources), strict=True)
+        return torch.stack(images), torch.stack(targets)[:, None]
+
+    def arrays(self, step: int) -> tuple[NDArray, NDArray]:
+        """The same as arrays, which travel through a pipe: tensors take shared memory, and containers have little."""
+        image, target = self(step)
+        return image.numpy(), target.numpy()
+
+
+def _batches(
+    sampler: Sampler, config: TrainConfig, first: int, ranks: Ranks, device: torch.device, workers: int | None
+) -> Iterator[Batch]:
     """Images (b, c, z, y, x) and targets (b, 1, z, y, x) on the device: this process's part of each batch.
 
     On the CPU drawn between the steps: beside them both would want all cores, and together are slower. On a
-    GPU machine crops of scans are drawn ahead, in threads.
+    GPU machine crops of scans are drawn ahead, by ``workers`` processes or one per core.
     """
-
-    def draw(step: int) -> Batch:
-        sources = (RandomSource.seeded(config.seed, step, i, device=device) for i in ranks.share(config.batch))
-        images, targets = zip(*(sampler.draw(source) for source in sources), strict=True)
-        return torch.stack(images), torch.stack(targets)[:, None]
-
-    steps = range(first, config.steps)
-    drawn: Iterator[Batch] = map(draw, steps)
+    steps, places = range(first, config.steps), tuple(ranks.share(config.batch))
     if device.type == "cuda" and isinstance(sampler, ScanSampler):
-        drawn = _ahead(draw, steps)
+        processes = workers or max(min(torch.get_num_threads(), MOST_DRAWING), 1)
+        drawn: Iterator[Batch] = (
+            (torch.from_numpy(image), torch.from_numpy(target))
+            for image, target in ahead(Drawing(sampler, config.seed, places).arrays, steps, processes)
+        )
+    else:
+        drawn = map(Drawing(sampler, config.seed, places, str(device)), steps)
     for image, target in drawn:
         yield image.to(device), target.to(device)
-
-
-def _ahead(draw: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
-    """``map(draw, steps)`` by threads that are AHEAD steps before the caller."""
-    with ThreadPoolExecutor(AHEAD) as pool:
-        waiting = [pool.submit(draw, step) for step in steps[:AHEAD]]
-        try:
-            for step in steps:
-                if step + AHEAD < steps.stop:
-                    waiting.append(pool.submit(draw, step + AHEAD))
-                yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def validate(

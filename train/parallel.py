@@ -1,10 +1,14 @@
 """One function over many items in processes of their own; results come in the order of the items."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from dropgen_rt.errors import ResourceError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,3 +50,50 @@ def each(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     return [results[index] for index in range(len(items))]
+
+
+# Results that each process of ``ahead`` may have ready before they are asked for.
+READY_PER_PROCESS = 2
+
+
+def ahead(function: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:
+    """``map(function, items)``, in order, by processes that go on while the caller works with what they gave.
+
+    Processes, not threads: MONAI's transforms of a small crop are mostly Python, which one thread runs at a time
+    (benchmarks/drawing.py). ``function`` is sent to each process once, and runs there on one core. Raises ResourceError
+    if a process was ended from outside.
+    """
+    context, given = get_context("spawn"), iter(items)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_take, initargs=(function,))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in given:
+            waiting.append(pool.submit(_call, item))
+            if len(waiting) > processes * READY_PER_PROCESS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise ResourceError(
+            "a process that draws crops was ended from outside, most often because memory ran out; "
+            "go on with --resume and fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: Callable[[Any], Any] | None = None
+
+
+def _take(function: Callable[[Any], Any]) -> None:
+    import torch  # here: processes that prepare cases do without
+
+    global _function
+    _function = function
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # as in training itself
+
+
+def _call(item: Any) -> Any:
+    assert _function is not None  # given when the process started
+    return _function(item)

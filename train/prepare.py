@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +47,30 @@ class Prepared:
     """One case on the working grid.
 
     ``image`` (channels, z, y, x) float32 in [0, 1], ``label`` (z, y, x) uint8, both perhaps memory-mapped;
-    ``places`` (n, 4) int32 rows of label value, z, y, x: voxels of each label.
+    ``places`` (n, 4) int32 rows of label value, z, y, x: voxels of each label. To another process a memory-mapped
+    array travels as its file's name.
     """
 
     name: str
     image: NDArray[np.float32]
     label: NDArray[np.unsignedinteger]
     places: NDArray[np.int32]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (self.name, _packed(self.image), _packed(self.label), self.places)
+
+
+def _packed(array: NDArray) -> NDArray | Path:
+    """The file, where the array is all of one."""
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return array
+    file = Path(array.filename)
+    return file if array.offset + array.nbytes == file.stat().st_size else np.array(array)
+
+
+def _unpacked(name: str, image: NDArray | Path, label: NDArray | Path, places: NDArray) -> Prepared:
+    whole = [np.load(given, mmap_mode="r") if isinstance(given, Path) else given for given in (image, label)]
+    return Prepared(name, *whole, places)
 
 
 def on_working_grid(case: Case, grid: Grid) -> tuple[NDArray, NDArray]:

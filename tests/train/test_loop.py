@@ -10,8 +10,12 @@ import torch
 from dropgen_rt.errors import DropgenError, ModelError, ResourceError, UsageError
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.loop import load_network, train
+from dropgen_rt.train.dataset import grid_of, read_dataset
+from dropgen_rt.train.loop import Drawing, load_network, train
+from dropgen_rt.train.parallel import ahead
+from dropgen_rt.train.prepare import in_memory
 from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
+from dropgen_rt.train.samples import ScanSampler
 from dropgen_rt.train.synthesis import RandomSource
 
 CONFIG = TrainConfig(steps=6, window=(16, 16, 16), width=4, levels=2, validate_every=3, drop=0.5)
@@ -70,6 +74,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(balls: Path, encoder: Path, tmp
     config = replace(CONFIG, steps=50, learning_rate=1e30)
     with pytest.raises(DropgenError, match="is the last sound state"):
         run(balls, tmp_path / "run", config, encoder)
+
+
+def test_processes_draw_the_same_crops(balls: Path) -> None:
+    dataset, config = read_dataset(balls), replace(CONFIG, batch=3)
+    grid = grid_of(dataset, config, config.intensity)
+    cases = [in_memory(case, grid) for case in dataset.training]
+    drawing = Drawing(ScanSampler(cases, config), config.seed, (0, 2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes: sums of several threads round otherwise
+    torch.set_flush_denormal(True)
+    try:
+        expected = [drawing(step) for step in range(3, 6)]
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    for (image, target), (own_image, own_target) in zip(ahead(drawing.arrays, range(3, 6), 2), expected, strict=True):
+        assert image.shape == (2, 1, *config.window) and target.shape == image.shape
+        assert np.array_equal(image, own_image) and np.array_equal(target, own_target)
 
 
 def test_init_starts_from_the_weights_of_a_like_network(balls: Path, encoder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The cache of prepared cases and the survey: keyed by content and settings, resumable, the same in parallel."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,19 @@ def test_a_prepared_case_is_the_read_one(balls: Path, tmp_path: Path) -> None:
         assert np.array_equal(ready.image, image)
         assert np.array_equal(ready.label, labels)
         assert all(labels[z, y, x] == value for value, z, y, x in ready.places)
+
+
+def test_a_memory_mapped_case_travels_as_its_files_names(balls: Path, tmp_path: Path) -> None:
+    made, _ = prepared(balls, tmp_path / "cache")
+    content = pickle.dumps(made[0])
+    again = pickle.loads(content)  # noqa: S301  our own
+    assert isinstance(again.image, np.memmap) and isinstance(again.label, np.memmap)
+    assert len(content) < made[0].image.nbytes / 4 + made[0].places.nbytes
+    for part in ("image", "label", "places"):
+        assert np.array_equal(getattr(again, part), getattr(made[0], part))
+    own = replace(made[0], image=np.array(made[0].image), label=made[0].label[:4])
+    again = pickle.loads(pickle.dumps(own))  # noqa: S301  our own
+    assert np.array_equal(again.image, own.image) and np.array_equal(again.label, own.label)
 
 
 def test_processes_prepare_the_same(balls: Path, tmp_path: Path) -> None:

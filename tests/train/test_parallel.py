@@ -1,0 +1,63 @@
+"""What is drawn ahead by processes comes in order, and one that was killed is told of."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from dropgen_rt.errors import ResourceError
+from dropgen_rt.train.parallel import READY_PER_PROCESS, ahead
+
+
+def slowly(item: int) -> tuple[int, int, int]:
+    time.sleep(0.02 * (item % 3 == 0))  # some are slower than those after them
+    return item, os.getpid(), torch.get_num_threads()
+
+
+def end_at_five(item: int) -> int:
+    if item == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def refuse_three(item: int) -> int:
+    if item == 3:
+        raise ValueError("three")
+    return item
+
+
+def test_order_is_kept_and_each_process_takes_one_core() -> None:
+    items, processes, threads = zip(*ahead(slowly, range(7, 30), 2), strict=True)
+    assert items == tuple(range(7, 30)) and set(threads) == {1}
+    assert 1 <= len(set(processes)) <= 2 and os.getpid() not in processes
+
+
+def test_no_more_is_drawn_than_may_wait() -> None:
+    given = []
+
+    def items():
+        for item in range(100):
+            given.append(item)
+            yield item
+
+    started = ahead(slowly, items(), 1)  # type: ignore[arg-type]
+    assert next(started)[0] == 0
+    started.close()
+    assert len(given) == 1 + READY_PER_PROCESS
+
+
+def test_fewer_items_than_may_wait() -> None:
+    assert list(ahead(refuse_three, range(2), 2)) == [0, 1]
+    assert list(ahead(refuse_three, [], 2)) == []
+
+
+def test_an_error_comes_through() -> None:
+    with pytest.raises(ValueError, match="three"):
+        list(ahead(refuse_three, range(9), 1))
+
+
+def test_a_process_that_was_ended_is_told_of() -> None:
+    with pytest.raises(ResourceError, match=r"a process that draws crops was ended .*--resume and fewer --workers"):
+        list(ahead(end_at_five, range(9), 1))
