@@ -19,6 +19,7 @@ from dropgen_rt.gpu.buffers import Buffers, PinnedArrays
 from dropgen_rt.gpu.device import Device, address_of
 from dropgen_rt.gpu.graphs import NetworkGraph
 from dropgen_rt.gpu.images import load_kernels
+from dropgen_rt.gpu.logits import ALIGNMENT, ONE, window_bytes, windows_of_layer
 from dropgen_rt.kernels import AxisMap, Normalisation, Taps
 from dropgen_rt.kernels.accumulate import bounding_box
 from dropgen_rt.kernels.launch import (
@@ -41,10 +42,6 @@ from dropgen_rt.windows import Blend, WindowPlan, axis_totals, axis_weights
 FLOAT = 4
 PIECE = 2**24
 START_BYTES = 12  # three int32
-#: Bytes: TensorRT takes logits at multiples of this, and those of a batch may begin behind others that wait.
-ALIGNMENT = 256
-# The number one as the logits' type stores it.
-ONE = {"f32": np.float32(1), "f16": np.uint16(0x3C00), "bf16": np.uint16(0x3F80)}
 
 
 class GpuRoad:
@@ -154,8 +151,7 @@ class GpuRoll:
         self.window_voxels = int(np.prod(plan.window))
         # A graph holds one address of logits, and an engine takes no other than aligned ones: else none wait.
         waits = not cuda_graph and self._logit_bytes() % ALIGNMENT == 0
-        of_layer = len(plan) // len(plan.axis_starts[0])
-        self.batch, self.together = batch, max(min(together, of_layer), batch) if waits else batch
+        self.batch, self.together = batch, max(min(together, windows_of_layer(plan)), batch) if waits else batch
         self.ring_shape = (classes, ring_depth(plan), *plan.shape[1:])
         self.ring = held.room(self.ring_shape, np.float32)
         road.device.clear(self.ring, FLOAT * int(np.prod(self.ring_shape)), road.stream)
@@ -168,7 +164,8 @@ class GpuRoll:
             self.results[self.probability] = road.pinned.empty(shape, np.float32)
         self.windows, self.logits, self.air_logits = 0, 0, 0
         self._make_room()
-        self.network = self._graph_of_network() if cuda_graph else None
+        infer = partial(engine.infer_device, self.windows, self.logits)
+        self.network = NetworkGraph(road.device.graphs(), road.stream, infer) if cuda_graph else None
 
     def _make_room(self) -> None:
         """The windows of a batch and the logits that are added together; where memory is out, of fewer."""
@@ -184,10 +181,6 @@ class GpuRoll:
                 continue
             self.windows, self.logits = room
             return
-
-    def _graph_of_network(self) -> NetworkGraph:
-        recorder, stream = self.road.device.graphs(), self.road.stream
-        return NetworkGraph(recorder, stream, partial(self.engine.infer_device, self.windows, self.logits))
 
     def _shrink(self) -> None:
         """Ask for less: first for no logits beyond those of a batch, then for smaller batches. None may be waiting."""
@@ -209,7 +202,7 @@ class GpuRoll:
         self.batch = self.together = (self.batch + 1) // 2
 
     def _logit_bytes(self) -> int:
-        return (FLOAT if self.logit_type == "f32" else 2) * self.classes * self.window_voxels
+        return window_bytes(self.logit_type, self.classes, self.window_voxels)
 
     def close(self) -> None:
         if self.network:

@@ -8,7 +8,8 @@ from dropgen_rt.engines.contract import Engine
 from dropgen_rt.errors import DeviceError
 from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, open_device
-from dropgen_rt.gpu.road import ALIGNMENT, FLOAT, GpuRoad, roll_on_gpu
+from dropgen_rt.gpu.logits import waiting_windows, window_bytes
+from dropgen_rt.gpu.road import GpuRoad, roll_on_gpu
 from dropgen_rt.kernels import AxisMap, Taps
 from dropgen_rt.kernels.launch import MOST_SUMS
 from dropgen_rt.kernels.resample import VOXEL_TYPES
@@ -23,11 +24,6 @@ from dropgen_rt.windows import WindowPlan
 
 #: Windows per call of the network where memory allows it.
 BATCH = 4
-HALF = 2
-
-#: Of the memory that is left beside one batch of windows, the part that logits may take which wait for those of further
-#: windows. The rest is the network's, which is not told here.
-WAITING_SHARE = 1 / 4
 
 _ROADS: dict[str, GpuRoad] = {}
 
@@ -48,7 +44,7 @@ def road_on(name: str) -> GpuRoad:
 
 def choose_batch(
     device: Device, plan: WindowPlan, native_shape: tuple[int, int, int], *, channels: int, classes: int, most: int,
-    probabilities: bool, limit: int | None, logit_bytes: int = FLOAT,
+    probabilities: bool, limit: int | None, logit_type: str = "f32",
 ) -> _Choice:  # fmt: skip
     """The largest batch, up to ``most``, whose peak fits, and the logits that may wait, up to those of a layer.
 
@@ -59,7 +55,7 @@ def choose_batch(
     if sums >= MOST_SUMS:
         raise DeviceError(f"a working grid of {plan.shape} voxels: a GPU takes fewer than 2^32 sums; use --device cpu")
     free = device.free_bytes()
-    of_window = logit_bytes * classes * plan.window[0] * plan.window[1] * plan.window[2]
+    of_window = window_bytes(logit_type, classes, plan.window[0] * plan.window[1] * plan.window[2])
     for batch in range(most, 0, -1):
         counted = plan_memory(
             plan, native_shape, channels=channels, classes=classes, batch=batch, probabilities=probabilities,
@@ -67,19 +63,11 @@ def choose_batch(
         )  # fmt: skip
         left = min(free, limit - counted.resident if limit is not None else free) - sum(counted.parts.values())
         if batch == 1 or left >= batch * of_window:
-            together = _waiting(plan, batch, int(WAITING_SHARE * left), of_window)
+            together = waiting_windows(plan, batch, left, of_window)
             memory = MemoryPlan(counted.resident, counted.parts | {"logits": of_window * together})
             memory.require(limit, free)
             return _Choice(batch, together, memory)
     raise AssertionError("a batch is at least one")
-
-
-def _waiting(plan: WindowPlan, batch: int, room: int, of_window: int) -> int:
-    """The windows whose logits are kept until they are added together: whole batches, up to a layer."""
-    of_layer, fitting = len(plan) // len(plan.axis_starts[0]), room // of_window
-    if of_window % ALIGNMENT or of_layer <= batch:
-        return batch
-    return of_layer if fitting >= of_layer else max(fitting // batch, 1) * batch
 
 
 def roll_scan(
@@ -96,7 +84,7 @@ def roll_scan(
     chosen = choose_batch(
         road.device, plan, native, channels=len(manifest.channels), classes=manifest.classes,
         most=getattr(engine, "batch", BATCH), probabilities=settings.probabilities, limit=settings.memory_bytes,
-        logit_bytes=FLOAT if getattr(engine, "logit_type", "f32") == "f32" else HALF,
+        logit_type=getattr(engine, "logit_type", "f32"),
     )  # fmt: skip
     announce(f"{chosen.memory.line()}, batches of {chosen.batch}")
     with Buffers(road.device, road.stream) as held:
