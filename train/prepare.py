@@ -69,8 +69,10 @@ def _packed(array: NDArray) -> NDArray | Path:
 
 
 def _unpacked(name: str, image: NDArray | Path, label: NDArray | Path, places: NDArray) -> Prepared:
-    whole = [np.load(given, mmap_mode="r") if isinstance(given, Path) else given for given in (image, label)]
-    return Prepared(name, *whole, places)
+    def whole(given: NDArray | Path) -> NDArray:
+        return np.load(given, mmap_mode="r") if isinstance(given, Path) else given
+
+    return Prepared(name, whole(image), whole(label), places)
 
 
 def on_working_grid(case: Case, grid: Grid) -> tuple[NDArray, NDArray]:

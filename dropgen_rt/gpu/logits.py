@@ -5,7 +5,7 @@ import numpy as np
 from dropgen_rt.windows import WindowPlan
 
 #: The number one as each type of logits stores it.
-ONE = {"f32": np.float32(1), "f16": np.uint16(0x3C00), "bf16": np.uint16(0x3F80)}
+ONE: dict[str, np.generic] = {"f32": np.float32(1), "f16": np.uint16(0x3C00), "bf16": np.uint16(0x3F80)}
 
 #: Of the memory that is left beside one batch of windows, the part that logits may take which wait for those of further
 #: windows. The rest is the network's, which is not told here.
