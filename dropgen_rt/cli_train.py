@@ -36,7 +36,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--seed", type=int)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--cache", type=FILE, help="Folder of prepared cases; by default below the user's data folder.")
-@click.option("--workers", type=int, help="Processes that prepare cases, and draw crops for a GPU.")
+@click.option("--workers", type=int, help="Processes that prepare cases and feed a GPU; by default one per core.")
 @click.option("--init", type=FILE, help="Start from this checkpoint's weights, of a network of the same layout.")
 @click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
 def train(

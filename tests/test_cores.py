@@ -1,6 +1,9 @@
 """Which cores each of the processes that share out the tests keeps to."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from cores import share_of
@@ -20,8 +23,11 @@ def test_cores_are_shared_out(worker, workers, cores, own):
     assert share_of(worker, workers, cores) == own
 
 
-def test_this_process_keeps_to_its_share():
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker is not None:
-        workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        assert len(os.sched_getaffinity(0)) <= -(-len(range(os.cpu_count() or 1)) // workers)
+def test_a_worker_takes_its_share_when_it_imports_this():
+    own = sorted(os.sched_getaffinity(0))
+    told = {"PYTEST_XDIST_WORKER": "gw0", "PYTEST_XDIST_WORKER_COUNT": str(len(own) + 1)}
+    line = "import cores, os; print(sorted(os.sched_getaffinity(0)))"
+    run = subprocess.run(
+        [sys.executable, "-c", line], env=os.environ | told, cwd=Path(__file__).parent, capture_output=True, check=True
+    )
+    assert run.stdout.decode().strip() == str(own[:1])

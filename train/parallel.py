@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -56,18 +56,18 @@ def each(
 READY_PER_PROCESS = 2
 
 
-def ahead(function: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
     """``map(function, items)``, in order, by processes that go on while the caller works with what they gave.
 
     Processes, not threads: MONAI's transforms of a small crop are mostly Python, which one thread runs at a time
     (benchmarks/drawing.py). ``function`` is sent to each process once, and runs there on one core. Raises ResourceError
     if a process was ended from outside.
     """
-    context, given = get_context("spawn"), iter(items)
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_take, initargs=(function,))
+    spawn = get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=spawn, initializer=_take, initargs=(function,))
     waiting: deque[Future[Result]] = deque()
     try:
-        for item in given:
+        for item in items:
             waiting.append(pool.submit(_call, item))
             if len(waiting) > processes * READY_PER_PROCESS:
                 yield waiting.popleft().result()

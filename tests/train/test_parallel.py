@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -37,12 +38,12 @@ def test_order_is_kept_and_each_process_takes_one_core() -> None:
 def test_no_more_is_drawn_than_may_wait() -> None:
     given = []
 
-    def items():
+    def items() -> Iterator[int]:
         for item in range(100):
             given.append(item)
             yield item
 
-    started = ahead(slowly, items(), 1)  # type: ignore[arg-type]
+    started = ahead(slowly, items(), 1)
     assert next(started)[0] == 0
     started.close()
     assert len(given) == 1 + READY_PER_PROCESS
