@@ -111,6 +111,11 @@ DROPGEN_ROW keep_second(const float* __restrict value, const float* __restrict b
     for (int64_t x = 0; x < count; ++x) second[x] = runner_up(second[x], value[x], best[x]);
 }
 
+template <typename Label>
+DROPGEN_ROW narrow_row(const int32_t* __restrict label, int64_t count, Label* __restrict out) {
+    for (int64_t x = 0; x < count; ++x) out[x] = Label(label[x]);
+}
+
 // The rows of one class that count, blended.
 void blend_rows(const Problem& p, const float* sums, const Corners& corners, float* row) {
     const float* at[4];
@@ -132,10 +137,6 @@ void compete_at_once(const Problem& p, int64_t k, int64_t r, Strip& strip) {
     const Corners& corners = strip.corners[r];
     float* best = strip.best.data() + r * p.out.x;
     int32_t* label = strip.label.data() + r * p.out.x;
-    // The same rows of the next classes come up after this strip's other rows: the memory can begin with them now.
-    for (int64_t own = CLASSES; own < std::min<int64_t>(2 * CLASSES, p.classes - k); ++own)
-        for (int64_t x = 0; x < p.size.x; x += int64_t(LINE_BYTES / sizeof(float)))
-            __builtin_prefetch(sums + own * step + corners.offset[corners.count - 1] + x);
     if (p.x_is_identity && corners.count == 1)
         return compete_identity<CLASSES>(sums + corners.offset[0], step, corners.weight[0], p.near.data(), int32_t(k),
                                          p.out.x, best, label);
@@ -226,8 +227,8 @@ void finalise_strips(const Problem& p, Label* labels, float* probability, float*
             std::fill_n(strip.label.data(), count * p.out.x, 0);
         }
         for (int64_t k = 0; k < p.classes;) k += fast ? together(p, k, count, strip) : alone(p, k, count, strip);
-        for (int64_t i = 0; i < count * p.out.x; ++i) labels[first * p.out.x + i] = Label(strip.label[i]);
         const int64_t voxels = count * p.out.x, to = first * p.out.x;
+        narrow_row<Label>(strip.label.data(), voxels, labels + to);
         if (p.wants_probability)
             for (int64_t i = 0; i < voxels; ++i) probability[to + i] = 1.0f / strip.total[i];
         if (p.wants_margin)

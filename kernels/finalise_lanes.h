@@ -14,14 +14,18 @@ Finer finer_of(const Axis& x, int64_t count, int64_t extent) {
     Finer finer;
 #ifdef DROPGEN_LANES
     finer.lanes = lanes();
-    if (extent < finer.lanes) return {};
-    for (int64_t i = 0; finer.lanes && i < count; ++i) {
+    if (!finer.lanes || extent < finer.lanes || count < finer.lanes) return {};
+    for (int64_t group = 0; group * finer.lanes < count; ++group) {
+        const int64_t first = group_begin(group, finer.lanes, count);
         // Not beyond the row's end: there is none after the last row.
-        if (i % finer.lanes == 0) finer.base.push_back(std::min<int64_t>(x.lower[i], extent - finer.lanes));
-        const int64_t lower = x.lower[i] - finer.base.back(), upper = x.upper[i] - finer.base.back();
-        if (lower < 0 || upper < 0 || lower >= finer.lanes || upper >= finer.lanes) return {};
-        finer.lower.push_back(int32_t(lower));
-        finer.upper.push_back(int32_t(upper));
+        const int64_t base = std::min<int64_t>(x.lower[first], extent - finer.lanes);
+        for (int64_t i = first; i < first + finer.lanes; ++i) {
+            const int64_t lower = x.lower[i] - base, upper = x.upper[i] - base;
+            if (lower < 0 || upper < 0 || lower >= finer.lanes || upper >= finer.lanes) return {};
+            finer.lower.push_back(int32_t(lower));
+            finer.upper.push_back(int32_t(upper));
+        }
+        finer.base.push_back(base);
     }
 #endif
     return finer;
@@ -48,15 +52,15 @@ DROPGEN_INLINE void compete_finer(const Problem& p, const float* sums, int64_t s
                                   float* best, int32_t* label) {
     typename Lanes<LANES>::Floats near, far, inputs, most;
     typename Lanes<LANES>::Ints lower, upper, winner;
-    int64_t x = 0;
-    for (; x + LANES <= p.out.x; x += LANES) {
-        load(p.finer.lower.data() + x, lower);
-        load(p.finer.upper.data() + x, upper);
+    for (int64_t group = 0; group * LANES < p.out.x; ++group) {
+        const int64_t x = group_begin(group, LANES, p.out.x);
+        load(p.finer.lower.data() + group * LANES, lower);
+        load(p.finer.upper.data() + group * LANES, upper);
         load(p.near.data() + x, near);
         load(p.far.data() + x, far);
         load(best + x, most);
         load(label + x, winner);
-        const float* from = sums + p.finer.base[x / LANES];
+        const float* from = sums + p.finer.base[group];
 #pragma GCC unroll 7
         for (int own = 0; own < CLASSES; ++own) {
             blend<LANES, CORNERS>(from + own * step, corners, inputs);
@@ -67,18 +71,6 @@ DROPGEN_INLINE void compete_finer(const Problem& p, const float* sums, int64_t s
         store(most, best + x);
         store(winner, label + x);
     }
-    for (; x < p.out.x; ++x)
-        for (int own = 0; own < CLASSES; ++own) {
-            float ends[2] = {};
-            for (int end = 0; end < 2; ++end)
-                for (int c = 0; c < CORNERS; ++c) {
-                    const int64_t at = corners.offset[c] + (end ? p.x.upper[x] : p.x.lower[x]);
-                    const float part = corners.weight[c] * sums[own * step + at];
-                    ends[end] = c ? ends[end] + part : part;
-                }
-            const float value = between(p.near[x], ends[0], p.far[x], ends[1]);
-            if (beats(value, best[x])) best[x] = value, label[x] = k + own;
-        }
 }
 
 template <int CORNERS, int CLASSES>

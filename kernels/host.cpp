@@ -2,11 +2,14 @@
 
 #include <omp.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "lanes.h"
 #include "portable.h"
+#include "stream.h"
 
 namespace py = pybind11;
 
@@ -18,6 +21,9 @@ std::atomic<int> threads_set{0};
 
 // Below what the processor has, only in tests.
 std::atomic<int> most_lanes{16};
+
+// As if the largest cache were this large, only in tests; 0 asks the system.
+std::atomic<int64_t> cache_set{0};
 }  // namespace
 
 int thread_count() {
@@ -32,6 +38,16 @@ int lanes() {
     if (most >= 8 && __builtin_cpu_supports("avx2")) return 8;
 #endif
     return 0;
+}
+
+int64_t cache_bytes() {
+    const int64_t set = cache_set.load(std::memory_order_relaxed);
+    if (set > 0) return set;
+    int64_t largest = int64_t(1) << 24;  // where the system does not tell
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    largest = std::max<int64_t>(largest, sysconf(_SC_LEVEL3_CACHE_SIZE));
+#endif
+    return largest;
 }
 
 void bind_gather(py::module_& module);
@@ -50,6 +66,7 @@ PYBIND11_MODULE(_host, module) {
     module.def("set_threads", [](int count) { dropgen::threads_set.store(count); }, py::arg("count"));
     module.def("lanes", &dropgen::lanes);
     module.def("set_most_lanes", [](int most) { dropgen::most_lanes.store(most); }, py::arg("most"));
+    module.def("set_cache_bytes", [](int64_t bytes) { dropgen::cache_set.store(bytes); }, py::arg("bytes"));
     dropgen::bind_gather(module);
     dropgen::bind_accumulate(module);
     dropgen::bind_finalise(module);

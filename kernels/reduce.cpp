@@ -1,6 +1,7 @@
 // reduce on the host: extremes of windows (OpenMP over windows and channels) and histograms of digits (OpenMP over
-// pieces, each with counts of its own). Shapes were checked in reduce.py.
+// pieces, each thread with counts of its own). Shapes were checked in reduce.py.
 
+#include "prefetch.h"
 #include "reduce.h"
 
 #include <omp.h>
@@ -22,8 +23,6 @@ using Counts = py::array_t<int64_t, py::array::c_style>;
 
 // Side by side, not one after another: a chain of comparisons would wait for each.
 constexpr int SIDE_BY_SIDE = 32;
-
-constexpr int64_t AHEAD = 8;  // rows
 
 struct Extremes {
     float low[SIDE_BY_SIDE], high[SIDE_BY_SIDE];
@@ -64,9 +63,7 @@ void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_
                 for (int64_t py = ys.first; py < ys.last; ++py) {
                     const int64_t z = s[0] + pz, y = s[1] + py;
                     const float* row = in + ((i % channels * size.z + z) * size.y + y) * size.x + s[2];
-                    // Rows of a window lie apart; the processor does not see the next ones coming.
-                    if (py + AHEAD < ys.last)
-                        for (int64_t x = xs.first; x < xs.last; x += 16) __builtin_prefetch(row + AHEAD * size.x + x);
+                    if (py + ROWS_AHEAD < ys.last) prefetch(row + ROWS_AHEAD * size.x + xs.first, xs.last - xs.first);
                     row_extremes(row + xs.first, xs.last - xs.first, &found);
                 }
         to[2 * i] = *std::min_element(found.low, found.low + SIDE_BY_SIDE);
@@ -76,7 +73,13 @@ void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_
 
 // Counts that neighbours add to, in turn: one table would make each wait for the one before it where values repeat.
 constexpr int TABLES = 8;
+
+// Counts from one table to the next: the last bin takes what does not count; after it, half a kilobyte beyond a multiple
+// of 4 KiB, for a load waits for a store before it whose address has the same last 12 bits, as if it were the same.
+inline int64_t table_step(int64_t bins) { return (bins + 1 + 511) / 512 * 512 + 64; }
 constexpr int64_t PIECE = 1024;  // digits found at once
+constexpr int AT_ONCE = 16;      // digits counted at once: a cache line of values
+constexpr int64_t TURN = 64 * PIECE;  // values that a thread takes at a time: cores need not be equally fast
 
 // The digit of each value, or `bins` for a value whose higher bits are not the prefix's.
 DROPGEN_ROW digits_of(const float* __restrict in, int64_t count, Digit digit, uint32_t bins,
@@ -91,16 +94,20 @@ DROPGEN_ROW digits_of(const float* __restrict in, int64_t count, Digit digit, ui
     }
 }
 
-// `tables` is (TABLES, bins + 1): the last bin takes what does not count.
+// `tables` is (TABLES, table_step(bins)).
 void count_digits(const float* in, int64_t count, const Digit& digit, uint32_t bins, int64_t* tables) {
     alignas(64) uint32_t found[PIECE];
+    const int64_t step = table_step(bins);
     for (int64_t first = 0; first < count; first += PIECE) {
         const int64_t here = std::min(PIECE, count - first);
         digits_of(in + first, here, digit, bins, found);
         int64_t i = 0;
-        for (; i + TABLES <= here; i += TABLES)
-#pragma GCC unroll 8
-            for (int t = 0; t < TABLES; ++t) ++tables[t * (int64_t(bins) + 1) + found[i + t]];
+        for (; i + AT_ONCE <= here; i += AT_ONCE) {
+            // A piece is a page: the processor does not see the next one coming while it counts this one.
+            __builtin_prefetch(in + first + PIECE + i);
+#pragma GCC unroll 16
+            for (int t = 0; t < AT_ONCE; ++t) ++tables[t % TABLES * step + found[i + t]];
+        }
         for (; i < here; ++i) ++tables[found[i]];
     }
 }
@@ -112,18 +119,17 @@ void histogram(const Floats& values, int shift, int bits, uint32_t prefix, Count
     const int threads = thread_count();
     const Digit digit{shift, bits, prefix};
     // Allocated here: an exception must not leave a parallel region.
-    std::vector<std::vector<int64_t>> own(threads, std::vector<int64_t>(TABLES * (bins + 1)));
+    std::vector<std::vector<int64_t>> own(threads, std::vector<int64_t>(TABLES * table_step(bins)));
 
     py::gil_scoped_release released;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int piece = 0; piece < threads; ++piece) {
-        const int64_t first = count * piece / threads, last = count * (piece + 1) / threads;
-        count_digits(in + first, last - first, digit, uint32_t(bins), own[piece].data());
-    }
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t first = 0; first < count; first += TURN)
+        count_digits(in + first, std::min(TURN, count - first), digit, uint32_t(bins),
+                     own[omp_get_thread_num()].data());
     for (int64_t bin = 0; bin < bins; ++bin) {
         to[bin] = 0;
         for (const auto& tables : own)
-            for (int t = 0; t < TABLES; ++t) to[bin] += tables[t * (bins + 1) + bin];
+            for (int t = 0; t < TABLES; ++t) to[bin] += tables[t * table_step(bins) + bin];
     }
 }
 

@@ -3,6 +3,7 @@
 // resample.py.
 
 #include "aligned.h"
+#include "prefetch.h"
 #include "resample.h"
 #include "resample_along_x.h"
 #include "stream.h"
@@ -171,7 +172,7 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
         source.steps.x == 1 && taps_x.identity &&
         std::all_of(y.count, y.count + height, [](int32_t taps) { return taps == 1; });
 
-    const bool streams = out.nbytes() >= STREAMED;
+    const bool streams = out.nbytes() > cache_bytes();
 
     py::gil_scoped_release released;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
@@ -189,6 +190,9 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
         const int64_t oz = i % depth;
         const Voxel* plane = source.voxels + i / depth * source.steps.channel + z.first[oz] * source.steps.z;
         const auto blend_along_z = [&](int64_t row, float* blended) {
+            if (source.steps.x == 1 && row + ROWS_AHEAD < source.size_y)
+                for (int64_t t = 0; t < z.count[oz]; ++t)
+                    prefetch(plane + (row + ROWS_AHEAD) * source.steps.y + t * source.steps.z, source.size_x);
             blend_rows<Voxel>(plane + row * source.steps.y, source.steps.z, source.steps.x, source.size_x,
                               z.weight + oz * z.most, z.count[oz], blended);
         };
@@ -197,6 +201,7 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
         for (int64_t oy = 0; oy < height; ++oy) {
             blend_along_y(y, oy, along_z, blend_along_z, source.size_x, tap_rows[thread], row);
             float* own = to + (i * height + oy) * width;
+            if (oy + ROWS_AHEAD < height) prefetch_to_write(own + ROWS_AHEAD * width, width);
             along_x(row, taps_x, x.most, width, own);
             normalise_row(own, width, n);
         }

@@ -17,8 +17,8 @@ struct TapsAlongX {
     std::vector<int32_t> place;
     std::vector<float> weight;
     bool identity;
-    // As many outputs at a time as there are lanes: where all their taps lie within twice as many inputs, from where on,
-    // and the place among those; else no lanes.
+    // Groups of as many outputs as there are lanes: where all their taps lie within twice as many inputs, from where on,
+    // and the places among those, (groups, most, lanes); else no lanes.
     int lanes = 0;
     std::vector<int64_t> base;
     std::vector<int32_t> among;
@@ -30,15 +30,19 @@ constexpr int64_t ROOM = 32;
 void look_near(TapsAlongX& taps, int64_t most, int64_t length) {
 #ifdef DROPGEN_LANES
     const int64_t at_once = lanes();
-    taps.among.resize(most * length);
-    for (int64_t first = 0; at_once && first < length; first += at_once) {
-        const int64_t last = std::min(first + at_once, length);
+    if (!at_once || length < at_once) return;
+    for (int64_t group = 0; group * at_once < length; ++group) {
+        const int64_t first = group_begin(group, at_once, length);
         int32_t low = taps.place[first];
+        for (int64_t t = 0; t < most; ++t) {
+            const int32_t* place = &taps.place[t * length + first];
+            low = std::min(low, *std::min_element(place, place + at_once));
+        }
         for (int64_t t = 0; t < most; ++t)
-            low = std::min(low, *std::min_element(&taps.place[t * length + first], &taps.place[t * length + last]));
-        for (int64_t t = 0; t < most; ++t)
-            for (int64_t i = t * length + first; i < t * length + last; ++i)
-                if ((taps.among[i] = taps.place[i] - low) >= 2 * at_once) return;
+            for (int64_t i = first; i < first + at_once; ++i) {
+                taps.among.push_back(taps.place[t * length + i] - low);
+                if (taps.among.back() >= 2 * at_once) return;
+            }
         taps.base.push_back(low);
     }
     taps.lanes = int(at_once);
@@ -92,24 +96,19 @@ template <int LANES, int TAPS>
 DROPGEN_INLINE void sum_near_taps(const float* row, const TapsAlongX& taps, int64_t length, float* out) {
     typename Lanes<LANES>::Floats lower, upper, weight, sum;
     typename Lanes<LANES>::Ints among;
-    int64_t x = 0;
-    for (; x + LANES <= length; x += LANES) {
-        const float* from = row + taps.base[x / LANES];
+    for (int64_t group = 0; group * LANES < length; ++group) {
+        const int64_t x = group_begin(group, LANES, length);
+        const float* from = row + taps.base[group];
         load(from, lower);
         load(from + LANES, upper);
         sum = typename Lanes<LANES>::Floats{};
 #pragma GCC unroll 4
         for (int t = 0; t < TAPS; ++t) {
-            load(taps.among.data() + t * length + x, among);
+            load(taps.among.data() + (group * TAPS + t) * LANES, among);
             load(taps.weight.data() + t * length + x, weight);
             sum = sum + weight * __builtin_shuffle(lower, upper, among);
         }
         store(sum, out + x);
-    }
-    for (; x < length; ++x) {
-        out[x] = 0.0f;
-        for (int t = 0; t < TAPS; ++t)
-            out[x] = with_tap(out[x], taps.weight[t * length + x], row[taps.place[t * length + x]]);
     }
 }
 

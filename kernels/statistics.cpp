@@ -2,6 +2,7 @@
 // statistics.py.
 
 #include "aligned.h"
+#include "prefetch.h"
 #include "statistics.h"
 
 #include <omp.h>
@@ -122,13 +123,18 @@ int64_t statistics(const py::array_t<Label, py::array::c_style>& labels, const F
     for (int64_t plane_row = 0; plane_row < size.z * size.y; ++plane_row) {
         Found* mine = own[omp_get_thread_num()].data();
         const Label* in = label + plane_row * size.x;
+        const float* intensity = value + plane_row * size.x;
+        if (plane_row + ROWS_AHEAD < size.z * size.y) {
+            prefetch(in + ROWS_AHEAD * size.x, size.x);
+            prefetch(intensity + ROWS_AHEAD * size.x, size.x);
+        }
         Label own_most;
         greatest<Label>(in, size.x, &own_most);
         most = std::max(most, int64_t(own_most));
         if (most >= rows) continue;
         int32_t* levels = rows_of_levels[omp_get_thread_num()].data();
         float* clamped = clamped_rows[omp_get_thread_num()].data();
-        clamp_row(value + plane_row * size.x, size.x, offset, scale, clamped);
+        clamp_row(intensity, size.x, offset, scale, clamped);
         round_row(clamped, size.x, levels);
         add_row<Label>(in, levels, size.x, int32_t(plane_row / size.y), int32_t(plane_row % size.y), mine);
     }

@@ -10,8 +10,9 @@
 
 namespace dropgen {
 
-// Results from here on leave the caches anyway, bytes; smaller ones are better kept in them.
-constexpr int64_t STREAMED = int64_t(1) << 24;
+// The largest cache. A result larger than it leaves the caches anyway, a smaller one is better kept there; defined in
+// host.cpp.
+int64_t cache_bytes();
 
 // A row that was computed in cache goes to memory: whole lines past the caches, for half a line would have to be read
 // after all. After its last row a thread must call streamed().

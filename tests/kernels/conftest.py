@@ -12,3 +12,11 @@ def most_lanes(request):
         pytest.skip(f"this processor has no {request.param} lanes")
     yield request.param
     _host.set_most_lanes(16)
+
+
+@pytest.fixture
+def small_cache():
+    """As on a processor whose largest cache holds one row: results go past it."""
+    _host.set_cache_bytes(1000)
+    yield
+    _host.set_cache_bytes(0)

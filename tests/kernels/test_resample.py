@@ -59,12 +59,12 @@ def test_rows_in_lanes_equal_definition(most_lanes, seed, extent, ratio):
     assert resample(volume, taps).tobytes() == resample_definition(volume, taps, Normalisation.identity()).tobytes()
 
 
+@pytest.mark.usefixtures("small_cache")
 def test_a_result_past_the_caches():
-    """Large enough to be streamed, with rows that begin anywhere in a cache line."""
-    volume = np.random.default_rng(0).integers(-1000, 1000, (1, 61, 301, 251)).astype(np.int16)
+    """Rows begin anywhere in a cache line."""
+    volume = np.random.default_rng(0).integers(-1000, 1000, (1, 61, 31, 251)).astype(np.int16)
     taps = [Taps.identity(n) for n in volume.shape[1:]]
     found = resample(volume, taps)
-    assert found.nbytes > 2**24
     np.testing.assert_array_equal(found, volume)
 
 
