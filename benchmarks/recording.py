@@ -3,6 +3,8 @@
 import json
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +22,21 @@ def machine() -> dict[str, object]:
     return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "system": platform.platform(terse=True)}
 
 
+def commit() -> str | None:
+    """The commit that ran, "-dirty" where files differed from it: an editable install keeps the version of its day."""
+    if not shutil.which("git"):
+        return None
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
 def write(out: Path, figures: dict[str, object]) -> None:
     """Write ``figures`` with their provenance to ``out``."""
     document = {
         "command": "python " + shlex.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "version": dropgen_rt.__version__,
+        "commit": commit(),
         "machine": machine(),
         **figures,
     }

@@ -13,8 +13,8 @@ struct Axis {
     const float *fraction, *totals;
 };
 
-// Along x onto a finer grid, in groups of as many outputs as there are lanes: their neighbours all lie within as many inputs
-// from base[group] on, at `lower` and `upper` of them, (groups, lanes). No lanes where that does not hold.
+// Along x onto a finer grid, in groups of as many outputs as there are lanes: their neighbours all lie within as many
+// inputs from base[group] on, at `lower` and `upper` of them, (groups, lanes). No lanes where that does not hold.
 struct Finer {
     int lanes = 0;
     std::vector<int64_t> base;

@@ -74,12 +74,12 @@ void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_
 // Counts that neighbours add to, in turn: one table would make each wait for the one before it where values repeat.
 constexpr int TABLES = 8;
 
-// Counts from one table to the next: the last bin takes what does not count; after it, half a kilobyte beyond a multiple
-// of 4 KiB, for a load waits for a store before it whose address has the same last 12 bits, as if it were the same.
+// Counts from one table to the next: the last bin takes what does not count. Half a kilobyte more than a multiple of
+// 4 KiB, for a load waits for a store before it whose address has the same last 12 bits, as if it were the same one.
 inline int64_t table_step(int64_t bins) { return (bins + 1 + 511) / 512 * 512 + 64; }
 constexpr int64_t PIECE = 1024;  // digits found at once
 constexpr int AT_ONCE = 16;      // digits counted at once: a cache line of values
-constexpr int64_t TURN = 64 * PIECE;  // values that a thread takes at a time: cores need not be equally fast
+constexpr int64_t TURN = 64 * PIECE;  // values that a thread takes at a time: cores may not be equally fast
 
 // The digit of each value, or `bins` for a value whose higher bits are not the prefix's.
 DROPGEN_ROW digits_of(const float* __restrict in, int64_t count, Digit digit, uint32_t bins,

@@ -17,8 +17,8 @@ struct TapsAlongX {
     std::vector<int32_t> place;
     std::vector<float> weight;
     bool identity;
-    // Groups of as many outputs as there are lanes: where all their taps lie within twice as many inputs, from where on,
-    // and the places among those, (groups, most, lanes); else no lanes.
+    // Groups of as many outputs as there are lanes: where all their taps lie within twice as many inputs, from where
+    // on, and the places among those, (groups, most, lanes); else no lanes.
     int lanes = 0;
     std::vector<int64_t> base;
     std::vector<int32_t> among;

@@ -20,11 +20,13 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style>;
 using Table = py::array_t<int64_t, py::array::c_style>;
 
-// What a thread found of one label, a cache line. Boxes are four numbers so that one instruction takes their least:
-// z, y, x and one that nobody reads.
+// Where a voxel lies: z, y, x and one that nobody reads, so that one instruction takes the least of all three.
+typedef int32_t Place __attribute__((vector_size(16)));
+
+// What a thread found of one label, a cache line.
 struct alignas(64) Found {
     int64_t count = 0, sum = 0, squares = 0;
-    int32_t low[4] = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}, high[4] = {-1, -1, -1, -1};
+    Place low = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}, high = {-1, -1, -1, -1};
 };
 
 // In two passes: in one, the compiler sees which clamped values are known and branches on them instead of using
@@ -80,11 +82,9 @@ DROPGEN_ROW add_row(const Label* __restrict label, const int32_t* __restrict lev
         mine.count += last - first;
         mine.sum += int64_t(both & ((1 << SUM_BITS) - 1));
         mine.squares += int64_t(both >> SUM_BITS);
-        const int32_t begin[4] = {z, y, int32_t(first), 0}, end[4] = {z, y, int32_t(last - 1), 0};
-        for (int i = 0; i < 4; ++i) {
-            mine.low[i] = std::min(mine.low[i], begin[i]);
-            mine.high[i] = std::max(mine.high[i], end[i]);
-        }
+        const Place begin = {z, y, int32_t(first), 0}, end = {z, y, int32_t(last - 1), 0};
+        mine.low = begin < mine.low ? begin : mine.low;
+        mine.high = end > mine.high ? end : mine.high;
         first = last;
     }
 }
