@@ -23,11 +23,16 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit that ran, "-dirty" where files differed from it: an editable install keeps the version of its day."""
+    """The commit that ran, "-dirty" where more than results differed: an editable install keeps its day's version."""
     if not shutil.which("git"):
         return None
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parents[1]), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")) or None
 
 
 def write(out: Path, figures: dict[str, object]) -> None:
