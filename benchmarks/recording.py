@@ -23,7 +23,7 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit that ran, "-dirty" where more than results differed: an editable install keeps its day's version."""
+    """The commit whose Python runs, "-dirty" where more than results differed; the version is the installation's."""
     if not shutil.which("git"):
         return None
 
@@ -35,13 +35,16 @@ def commit() -> str | None:
     return (git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")) or None
 
 
+COMMIT = commit()  # now, not when hours have passed
+
+
 def write(out: Path, figures: dict[str, object]) -> None:
     """Write ``figures`` with their provenance to ``out``."""
     document = {
         "command": "python " + shlex.join([Path(sys.argv[0]).as_posix(), *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "version": dropgen_rt.__version__,
-        "commit": commit(),
+        "commit": COMMIT,
         "machine": machine(),
         **figures,
     }

@@ -9,7 +9,7 @@
 namespace dropgen {
 namespace {
 
-// Empty where eight or sixteen outputs do not lie within as many inputs.
+// Empty where a row is shorter than the lanes, or as many outputs as these do not lie within as many inputs.
 Finer finer_of(const Axis& x, int64_t count, int64_t extent) {
     Finer finer;
 #ifdef DROPGEN_LANES

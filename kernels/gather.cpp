@@ -34,7 +34,7 @@ void gather_plane(const float* plane, const Shape& size, const Shape& window, in
         }
         const float* in = plane + (start_y + py) * size.x + start_x + xs.first;
         if (py + ROWS_AHEAD < ys.last) prefetch(in + ROWS_AHEAD * size.x, xs.last - xs.first);
-        if (py + ROWS_AHEAD < window.y) prefetch_to_write(out + ROWS_AHEAD * window.x, window.x);
+        if (py + ROWS_AHEAD < window.y) prefetch(out + ROWS_AHEAD * window.x, window.x);
         std::fill(out, out + xs.first, 0.0f);
         normalise_row(in, xs.last - xs.first, n, out + xs.first);
         std::fill(out + xs.last, out + window.x, 0.0f);

@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 
 #include "lanes.h"
@@ -43,11 +42,11 @@ int lanes() {
 int64_t cache_bytes() {
     const int64_t set = cache_set.load(std::memory_order_relaxed);
     if (set > 0) return set;
-    int64_t largest = int64_t(1) << 24;  // where the system does not tell
 #ifdef _SC_LEVEL3_CACHE_SIZE
-    largest = std::max<int64_t>(largest, sysconf(_SC_LEVEL3_CACHE_SIZE));
+    const long told = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (told > 0) return told;
 #endif
-    return largest;
+    return int64_t(1) << 24;  // where the system does not tell
 }
 
 void bind_gather(py::module_& module);

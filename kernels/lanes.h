@@ -12,7 +12,7 @@ namespace dropgen {
 int lanes();
 
 // Where a group of `lanes` outputs of a row begins: the last ends with the row, so it may share some with the one
-// before it, and no output is left over. A row is no shorter than a group.
+// before it, and no output is left over; they come out the same twice. A row is no shorter than a group.
 inline int64_t group_begin(int64_t group, int64_t lanes, int64_t length) {
     return group * lanes < length - lanes ? group * lanes : length - lanes;
 }

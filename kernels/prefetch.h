@@ -9,15 +9,10 @@ namespace dropgen {
 
 constexpr int64_t ROWS_AHEAD = 4;
 
+// Of a row to be read, or to be written: a store waits for its line, too.
 template <typename T>
 inline void prefetch(const T* row, int64_t count) {
     for (int64_t x = 0; x < count; x += int64_t(LINE_BYTES / sizeof(T))) __builtin_prefetch(row + x);
-}
-
-// Of what will be written, not read.
-template <typename T>
-inline void prefetch_to_write(T* row, int64_t count) {
-    for (int64_t x = 0; x < count; x += int64_t(LINE_BYTES / sizeof(T))) __builtin_prefetch(row + x, 1);
 }
 
 }  // namespace dropgen

@@ -1,5 +1,5 @@
 // reduce on the host: extremes of windows (OpenMP over windows and channels) and histograms of digits (OpenMP over
-// pieces, each thread with counts of its own). Shapes were checked in reduce.py.
+// turns, each thread with counts of its own). Shapes were checked in reduce.py.
 
 #include "prefetch.h"
 #include "reduce.h"

@@ -86,7 +86,7 @@ DROPGEN_ROW single_row(const Voxel* __restrict from, int64_t count, float weight
     }
 }
 
-// An output plane (height, width) of single rows; `row` is empty where they are not to be streamed.
+// An output plane (height, width) of single rows; `row` is where they are made if they are streamed.
 template <typename Voxel>
 void single_plane(const Source<Voxel>& source, int64_t channel, const Taps& z, const Taps& y, int64_t oz,
                   int64_t height, const float* weight_x, const ChannelNormalisation& n, bool streams, float* row,
@@ -201,7 +201,7 @@ void resample(const py::array_t<Voxel>& volume, const std::array<Ints, 3>& first
         for (int64_t oy = 0; oy < height; ++oy) {
             blend_along_y(y, oy, along_z, blend_along_z, source.size_x, tap_rows[thread], row);
             float* own = to + (i * height + oy) * width;
-            if (oy + ROWS_AHEAD < height) prefetch_to_write(own + ROWS_AHEAD * width, width);
+            if (oy + ROWS_AHEAD < height) prefetch(own + ROWS_AHEAD * width, width);
             along_x(row, taps_x, x.most, width, own);
             normalise_row(own, width, n);
         }

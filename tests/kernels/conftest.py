@@ -16,7 +16,7 @@ def most_lanes(request):
 
 @pytest.fixture
 def small_cache():
-    """As on a processor whose largest cache holds one row: results go past it."""
-    _host.set_cache_bytes(1000)
+    """As on a processor whose largest cache holds less than any result: all go past it."""
+    _host.set_cache_bytes(1)
     yield
     _host.set_cache_bytes(0)
