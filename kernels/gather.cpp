@@ -52,7 +52,8 @@ void gather(const Floats& volume, const Ints& starts, const Floats& normalisatio
     const int64_t planes = out.shape(0) * channels * window.z;
 
     py::gil_scoped_release released;
-#pragma omp parallel for schedule(static) num_threads(thread_count())
+    // Dynamic: cores may not be equally fast.
+#pragma omp parallel for schedule(dynamic, 8) num_threads(thread_count())
     for (int64_t i = 0; i < planes; ++i) {
         const int64_t pz = i % window.z;
         const int64_t channel = i / window.z % channels;
