@@ -4,8 +4,8 @@
 
 Bytes are what the operation must move: every input once, every output once. The copy is NumPy's, one thread per core,
 into memory that exists already; it runs between the kernels, so that the ratio holds on a machine that others use too.
-Before each there is a rest: OpenMP's threads wait for their next work in a loop, and a copy right after a kernel took
-up to a third longer for it.
+Before each there is a rest: OpenMP's threads wait for their next work in a loop, which holds up a copy right after a
+kernel.
 """
 
 import argparse
