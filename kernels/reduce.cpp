@@ -73,13 +73,13 @@ void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_
 
 // Counts that neighbours add to, in turn: one table would make each wait for the one before it where values repeat.
 constexpr int TABLES = 8;
+constexpr int64_t PIECE = 1024;       // digits found at once: a page of values
+constexpr int AT_ONCE = 16;           // digits counted at once: a cache line of values
+constexpr int64_t TURN = 64 * PIECE;  // values that a thread takes at a time: cores may not be equally fast
 
 // Counts from one table to the next: the last bin takes what does not count. Half a kilobyte more than a multiple of
 // 4 KiB, for a load waits for a store before it whose address has the same last 12 bits, as if it were the same one.
 inline int64_t table_step(int64_t bins) { return (bins + 1 + 511) / 512 * 512 + 64; }
-constexpr int64_t PIECE = 1024;  // digits found at once
-constexpr int AT_ONCE = 16;      // digits counted at once: a cache line of values
-constexpr int64_t TURN = 64 * PIECE;  // values that a thread takes at a time: cores may not be equally fast
 
 // The digit of each value, or `bins` for a value whose higher bits are not the prefix's.
 DROPGEN_ROW digits_of(const float* __restrict in, int64_t count, Digit digit, uint32_t bins,
@@ -103,7 +103,7 @@ void count_digits(const float* in, int64_t count, const Digit& digit, uint32_t b
         digits_of(in + first, here, digit, bins, found);
         int64_t i = 0;
         for (; i + AT_ONCE <= here; i += AT_ONCE) {
-            // A piece is a page: the processor does not see the next one coming while it counts this one.
+            // The processor does not see the next page coming while it counts this one.
             __builtin_prefetch(in + first + PIECE + i);
 #pragma GCC unroll 16
             for (int t = 0; t < AT_ONCE; ++t) ++tables[t % TABLES * step + found[i + t]];

@@ -1,6 +1,6 @@
 import pytest
 
-from dropgen_rt.kernels import _host
+from dropgen_rt.kernels import _host, set_threads
 
 
 @pytest.fixture(params=[0, 8, 16])
@@ -12,6 +12,14 @@ def most_lanes(request):
         pytest.skip(f"this processor has no {request.param} lanes")
     yield request.param
     _host.set_most_lanes(16)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    """As many threads in the host kernels."""
+    set_threads(request.param)
+    yield request.param
+    set_threads(0)
 
 
 @pytest.fixture

