@@ -28,7 +28,7 @@ from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig
 
 METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75")
-SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "precision")
+SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision")
 TEST_BATCH = 8
 BASELINE = "erm"
 
@@ -52,6 +52,7 @@ def main() -> None:
     run.add_argument("--levels", type=int, default=4)
     run.add_argument("--learning-rate", type=float, default=2e-3)
     run.add_argument("--cases", type=int, default=0, help="Test on the first so many of each domain; 0 takes all.")
+    run.add_argument("--subjects", type=int, default=0, help="Few-shot: train on so many scans, drawn by seed; 0: all.")
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     run.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     run.add_argument("--minutes", type=float, default=float("inf"), help="Start no further run after this.")
@@ -156,7 +157,7 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
     optimiser = torch.optim.AdamW(weights, arguments.learning_rate, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, arguments.steps)
     loss_of, losses = make_loss("dice_ce"), []
-    images, labels = data.arrays["train"]
+    images, labels = few(data.arrays["train"], arguments.subjects, seed)
     chance = torch.Generator(data.device).manual_seed(seed)  # the same crops for every method
     for step in range(arguments.steps):
         chosen = torch.randint(len(images), (arguments.batch,), generator=chance, device=data.device)
@@ -172,6 +173,14 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
         schedule.step()
         losses.append(loss.detach())
     return network.eval(), float(torch.stack(losses[-max(arguments.steps // 10, 1) :]).mean())
+
+
+def few(arrays: tuple[torch.Tensor, torch.Tensor], subjects: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels of so many scans, drawn by the seed and so the same for every method; 0 takes all."""
+    if not subjects:
+        return arrays
+    chosen = torch.randperm(len(arrays[0]), generator=torch.Generator().manual_seed(seed))[:subjects]
+    return arrays[0][chosen], arrays[1][chosen]
 
 
 def moved(images: torch.Tensor, labels: torch.Tensor, chance: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

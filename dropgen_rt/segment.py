@@ -24,12 +24,16 @@ from dropgen_rt.record import Record, Stopwatch, label_volumes
 from dropgen_rt.settings import Settings
 from dropgen_rt.slide import Rolled, roll
 from dropgen_rt.store import open_named
+from dropgen_rt.suitability import doubts, refuse_unsuitable
 from dropgen_rt.volume import Scan, Volume, read_scan
 from dropgen_rt.window_size import Edges, cheapest_window, require_possible
 from dropgen_rt.windows import WindowPlan
 
 # Workspace that a network takes beyond what it took for its trained window, relative, for safety.
 WORKSPACE_MARGIN = 1.25
+
+# Spacings are recorded to the nanometre: a header's quaternion makes 1.0000000000000597 of 1.
+MM_DIGITS = 6
 
 # Of engines that have run: the windows that went through them, and the bytes of workspace per voxel of a window.
 _WARM: WeakKeyDictionary[Engine, set[Edges]] = WeakKeyDictionary()
@@ -73,7 +77,7 @@ def segment(
     manifest = opened.manifest
     chosen = settings or Settings()
     overlap, blend = chosen.resolved(manifest)
-    _check(source, manifest)
+    refuse_unsuitable(source, manifest)
     with watch.stage("open_engine"):
         running = engine or open_engine(opened, precision="fp32" if chosen.reference else None)
     try:
@@ -105,18 +109,6 @@ def segment(
     )
     best = None if found.probability is None else Volume(found.probability[None], geometry)
     return Segmentation(Volume(found.labels[None], geometry), record, best)
-
-
-def doubts(volume: Volume, manifest: Manifest) -> tuple[str, ...]:
-    """What of a scan's extent makes its labels doubtful, a line each; the scan is segmented all the same."""
-    shape = working_grid(volume.geometry, manifest.orientation, manifest.spacing_mm).shape
-    thin = [axis for axis, size, edge in zip("zyx", shape, manifest.window, strict=True) if 2 * size < edge]
-    if not thin:
-        return ()
-    return (
-        f"along {', '.join(thin)} it covers less than half of a window that the model was trained on "
-        f"({shape} of {manifest.window} voxels, z, y, x): labels may be far off",
-    )
 
 
 def _segment(
@@ -266,26 +258,6 @@ def _as_scan(scan: Scan | Volume | Path | str) -> Scan:
     return read_scan(Path(scan))
 
 
-def _check(scan: Scan, manifest: Manifest) -> None:
-    channels, voxels = scan.volume.array.shape[0], int(np.prod(scan.volume.geometry.size))
-    if channels != len(manifest.channels):
-        raise UnsuitableInputError(
-            f"{scan.path}: {channels} channel(s), the model {manifest.name!r} takes {len(manifest.channels)} "
-            f"({', '.join(manifest.channels)}); name CASE_0000 with CASE_0001 and so on beside it"
-        )
-    wrong = int(np.prod(scan.volume.array.shape)) - int(np.count_nonzero(np.isfinite(scan.volume.array)))
-    if wrong:
-        raise UnsuitableInputError(
-            f"{scan.path}: {wrong} voxels are NaN or infinite; accepted: finite numbers; replace them, for example by "
-            "the value of air"
-        )
-    if voxels < len(manifest.labels):
-        raise UnsuitableInputError(
-            f"{scan.path}: {voxels} voxel(s), fewer than the {len(manifest.labels)} labels of {manifest.name!r}; "
-            "give a whole scan"
-        )
-
-
 def _describe_input(scan: Scan) -> dict[str, object]:
     geometry = scan.volume.geometry
     return {
@@ -293,6 +265,6 @@ def _describe_input(scan: Scan) -> dict[str, object]:
         "sha256": scan.sha256,
         "voxel_type": scan.voxel_type,
         "size": geometry.size,
-        "spacing_mm": geometry.spacing_mm,
+        "spacing_mm": tuple(round(mm, MM_DIGITS) for mm in geometry.spacing_mm),
         "orientation": geometry.orientation,
     }

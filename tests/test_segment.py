@@ -184,16 +184,6 @@ def test_the_record_of_a_file(model, model_file, make, tmp_path):
     assert {"dropgen-rt", "numpy", "simpleitk"} <= set(known["versions"])
 
 
-def test_a_scan_that_is_thin_beside_a_window_is_doubted(model):
-    values = np.random.default_rng(0).uniform(0, 100, (1, 5, 20, 8)).astype(np.float32)
-    geometry = Geometry((8, 20, 5), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
-    warnings = segment(Volume(values, geometry), model).record.warnings
-    assert warnings == (
-        "along z it covers less than half of a window that the model was trained on "
-        "((5, 20, 8) of (16, 16, 16) voxels, z, y, x): labels may be far off",
-    )
-
-
 def test_volumes_are_voxels_times_their_size(model, engine):
     volume = phantom(*GRIDS["anisotropic"])
     result = segment(volume, model, engine=engine)

@@ -124,24 +124,36 @@ def survey(
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Finding]:
-    """A finding per case. With ``cache`` files that have not changed since an earlier survey are not read again."""
-    return each(partial(_remembered, table=table, cache=cache), cases, workers, progress)
+    """A finding per case. With ``cache`` files that have not changed since an earlier survey are not read again.
+
+    ``progress`` counts those that are read: where all are known it is not called.
+    """
+    known = {case: finding for case in cases if (finding := _remembered(case, table, cache))}
+    unread = [case for case in cases if case not in known]
+    read = each(partial(_read, table=table, cache=cache), unread, workers, progress)
+    known.update(zip(unread, read, strict=True))
+    return [known[case] for case in cases]
 
 
-def _remembered(case: Case, table: LabelTable, cache: Path | None) -> Finding:
+def _remembered(case: Case, table: LabelTable, cache: Path | None) -> Finding | None:
     if cache is None:
-        return inspect_case(case, table)
-    path = cache / f"{_key(case, table)}.json"
-    if path.is_file():
-        try:
-            return _finding(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError):
-            pass  # a damaged note is written again
+        return None
+    try:
+        return _finding(json.loads(_note(case, table, cache).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None  # a damaged note is written again
+
+
+def _read(case: Case, table: LabelTable, cache: Path | None) -> Finding:
     finding = inspect_case(case, table)
-    if not finding.faults:
-        with atomic_path(path) as temporary:
+    if cache is not None and not finding.faults:
+        with atomic_path(_note(case, table, cache)) as temporary:
             temporary.write_text(json.dumps(asdict(finding)), encoding="utf-8")
     return finding
+
+
+def _note(case: Case, table: LabelTable, cache: Path) -> Path:
+    return cache / f"{_key(case, table)}.json"
 
 
 def _key(case: Case, table: LabelTable) -> str:

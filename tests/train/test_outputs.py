@@ -30,7 +30,7 @@ def test_a_run_folder(balls: Path, tmp_path: Path) -> None:
     result = command("train", balls, "--out", out, "--method", "erm", "--set", "augment.noise=0.01", *SMALL)
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert lines[0] == "checking files: 6 cases"
+    assert [line for line in lines if line.startswith("checking")] == lines[:1] == ["checking files: 6 cases"]
     assert lines[1] == "4 training cases, MR, channels MRI"
     assert lines[4] == (
         "spacing 1 x 1 x 1 mm (x, y, z), window 16 x 16 x 16 voxels (z, y, x), intensities by percentile 0.5 to 99.5"

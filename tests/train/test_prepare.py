@@ -84,7 +84,25 @@ def test_unchanged_files_are_not_surveyed_again(balls: Path, tmp_path: Path, mon
     dataset = read_dataset(balls)
     first = survey(dataset.cases, dataset.table, tmp_path)
     monkeypatch.setattr(survey_module, "inspect_case", lambda case, table: pytest.fail("read again"))
-    assert survey(dataset.cases, dataset.table, tmp_path) == first
+    told: list[tuple[int, int]] = []
+    assert survey(dataset.cases, dataset.table, tmp_path, None, lambda done, of: told.append((done, of))) == first
+    assert not told
+
+
+def test_only_what_changed_is_surveyed_again(balls: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(balls)
+    first = survey(dataset.cases, dataset.table, tmp_path)
+    dataset.cases[2].label.touch()
+    told: list[tuple[int, int]] = []
+    assert survey(dataset.cases, dataset.table, tmp_path, None, lambda done, of: told.append((done, of))) == first
+    assert told == [(1, 1)]
+
+
+def test_a_file_that_went_is_a_fault(balls: Path, tmp_path: Path) -> None:
+    dataset = read_dataset(balls)
+    dataset.cases[0].label.unlink()
+    faults = [finding.faults for finding in survey(dataset.cases, dataset.table, tmp_path)]
+    assert "no such" in faults[0][0] and not any(faults[1:])
 
 
 def test_a_label_has_a_bounded_number_of_places() -> None:
