@@ -81,14 +81,24 @@ def interpolation_weights(source: Geometry, target: Geometry, axis: int) -> NDAr
 def labels_to_working_grid(
     labels: NDArray[np.integer], geometry: Geometry, orientation: str, spacing_mm: tuple[float, float, float]
 ) -> NDArray[np.integer]:
-    """A (z, y, x) label map on the working grid by nearest neighbour, for training and evaluation."""
+    """A (z, y, x) label map on the working grid, for training and evaluation: in each voxel the label of most share.
+
+    The shares are each label's indicator, interpolated as the scan is: the nearest voxel's label would move borders
+    by up to half a voxel of the coarser grid. Of equal shares the smallest label wins.
+    """
     oriented, change = geometry.reoriented(orientation)
-    working = oriented.resampled(spacing_mm)
     array = change.apply(labels)
-    for axis in range(3):
-        nearest = np.floor(oriented.axis_positions(working, 2 - axis) + 0.5).astype(np.intp)
-        array = np.take(array, np.clip(nearest, 0, array.shape[axis] - 1), axis=axis)
-    return np.ascontiguousarray(array)
+    taps = working_taps(oriented, oriented.resampled(spacing_mm))
+    if taps is None:
+        return np.ascontiguousarray(array)
+    z, y, x = map(len, taps)
+    found, most = np.zeros((z, y, x), labels.dtype), np.zeros((z, y, x), np.float32)
+    for value in np.unique(labels):
+        share = resample((array == value).view(np.uint8)[None], taps)[0]
+        greater = share > most
+        found[greater] = value
+        np.maximum(share, most, out=most)
+    return found
 
 
 def normalisation(working: Volume, intensity: Intensity) -> Normalisation:

@@ -127,7 +127,7 @@ def test_the_working_grid_does_not_depend_on_how_the_scan_was_stored(direction):
         assert np.allclose(working.geometry.origin_mm, expected.geometry.origin_mm, atol=1e-9), code
 
 
-def test_labels_go_to_the_nearest_voxel_and_none_is_invented():
+def test_a_voxel_has_the_label_of_most_share_and_none_is_invented():
     geometry = grid((4, 1, 1), (2.0, 1.0, 1.0))
     labels = np.array([[[0, 3, 7, 7]]], np.uint8)
     fine = labels_to_working_grid(labels, geometry, "LPS", (1.0, 1.0, 1.0))
@@ -135,8 +135,24 @@ def test_labels_go_to_the_nearest_voxel_and_none_is_invented():
     assert fine.dtype == np.uint8 and fine.flags.c_contiguous
     mirrored = labels_to_working_grid(labels, geometry, "RPS", (1.0, 1.0, 1.0))
     assert mirrored.ravel().tolist() == [7, 7, 7, 7, 3, 3, 0, 0]
-    coarse = labels_to_working_grid(labels, geometry, "LPS", (6.0, 1.0, 1.0))
-    assert set(coarse.ravel()) <= {0, 3, 7} and coarse.shape == (1, 1, 1)
+    coarse = labels_to_working_grid(labels, geometry, "LPS", (8.0, 1.0, 1.0))
+    assert coarse.ravel().tolist() == [7]  # half of the line, whatever the voxel in its middle
+    halves = labels_to_working_grid(labels, geometry, "LPS", (4.0, 1.0, 1.0))
+    assert halves.ravel().tolist() == [0, 7]  # 0 and 3 have equal shares
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(CODES), st.tuples(*[st.floats(0.4, 4)] * 3))
+@settings(max_examples=60, deadline=None)
+def test_labels_have_the_share_that_the_scan_of_each_has(seed, code, spacing_mm):
+    rng = np.random.default_rng(seed)
+    geometry = grid(tuple(int(n) for n in rng.integers(1, 9, 3)), (1.0, 1.5, 2.0), oblique())
+    labels = rng.choice(np.array([0, 2, 300], np.uint16), geometry.shape)
+    shares = [
+        to_working_grid(Volume((labels == value).astype(np.float32)[None], geometry), code, spacing_mm).array[0]
+        for value in (0, 2, 300)
+    ]
+    expected = np.array([0, 2, 300])[np.argmax(shares, axis=0)]
+    assert np.array_equal(labels_to_working_grid(labels, geometry, code, spacing_mm), expected)
 
 
 def test_labels_and_scan_reach_the_same_grid():

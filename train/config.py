@@ -60,6 +60,7 @@ class TrainConfig:
     batch: int = 2  # paper: 4; over all processes together
     window: tuple[int, int, int] = (48, 48, 48)  # (z, y, x) voxels
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # (x, y, z)
+    coverage: float = 0.0  # of the median scan that a window shall cover, by coarser voxels; 0: as fine as the data
     orientation: str = "LPS"
     method: Method = "dropgen"
     encoder: str = ""  # name or file; empty takes the one in the package
@@ -85,6 +86,10 @@ class TrainConfig:
             raise UsageError(f"drop {self.drop}: accepted is a number from 0 up to, not including, 1")
         if min(self.steps, self.batch, self.width, self.levels, self.validate_every) < 1:
             raise UsageError("steps, batch, width, levels and validate_every must be at least 1")
+        if not 0 <= self.coverage <= 1:
+            raise UsageError(
+                f"coverage {self.coverage}: accepted is a share from 0, as fine as the data, to 1, all of it"
+            )
         if self.subjects < 0:
             raise UsageError(f"subjects {self.subjects}: accepted are 0 (all) and up")
         if len(self.window) != 3 or len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
@@ -122,11 +127,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A small segmentor on few steps: three channels of four dropped is more than it learns to do without.
     "tiny": {
         "steps": 7500, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3,
-        "drop": 0.25, "validate_every": 1000,
+        "drop": 0.25, "validate_every": 1000, "coverage": 0.25,
     },
     "edge": {
         "steps": 40_000, "batch": 4, "window": (96, 96, 96), "width": 12, "levels": 4, "learning_rate": 5e-4,
-        "validate_every": 1000, "precision": "bf16",
+        "validate_every": 1000, "precision": "bf16", "coverage": 0.05,
     },
     "paper": {
         "steps": 250_000, "batch": 4, "window": (128, 128, 128), "width": 20, "levels": 5, "learning_rate": 2e-4,

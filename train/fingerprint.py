@@ -20,6 +20,8 @@ CT_RANGE = Intensity("range", -1024.0, 1024.0)
 CT_AIR = -500.0
 # An axis this many times coarser than the others keeps finer scans fine, as nnU-Net does.
 ANISOTROPIC, FINE_PERCENTILE = 3.0, 10
+# By how much voxels grow at a time, until a window covers enough of a scan.
+GROWTH = 1.02
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,26 @@ class Fingerprint:
     def intensity(self) -> Intensity:
         """CT: the paper's fixed range; else percentiles of each scan."""
         return CT_RANGE if self.modality == "CT" else Intensity()
+
+    def spacing(self, voxels: int, stride: int, smallest: int, coverage: float) -> tuple[float, float, float]:
+        """(x, y, z) mm: the data's own, but for what would waste a window of so many ``voxels`` or make it too small.
+
+        Thick slices are made thinner where there are fewer than ``smallest`` of them: the rest of a window would be
+        padding. Voxels grow until a window covers the share ``coverage`` of the median scan: nnU-Net makes a model of
+        low resolution where it is less than a quarter. The finest axes grow first.
+        """
+        spacing = np.array(self.target_spacing_mm)
+        thick = int(np.argmax(spacing))
+        full = min(spacing[thick], self.extent_mm[thick] / smallest)
+        spacing[thick] = max(full, np.delete(spacing, thick).max())
+        while self._covered(self.window(voxels, stride, smallest, spacing), spacing) < coverage:
+            spacing = np.maximum(spacing, GROWTH * spacing.min())
+        return _rounded(spacing)
+
+    def _covered(self, window: Sequence[int], spacing_mm: Sequence[float]) -> float:
+        """The share of the median scan that a window (z, y, x) covers."""
+        extents = zip(window[::-1], spacing_mm, self.extent_mm, strict=True)
+        return math.prod(min(edge * mm / extent, 1.0) for edge, mm, extent in extents)
 
     def window(self, voxels: int, stride: int, smallest: int, spacing_mm: Sequence[float]) -> tuple[int, int, int]:
         """(z, y, x): the median scan where ``voxels`` allows, else its longest edges cut; multiples of ``stride``."""

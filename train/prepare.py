@@ -27,7 +27,7 @@ from dropgen_rt.train.parallel import each
 from dropgen_rt.train.survey import Finding
 from dropgen_rt.volume import read_label_map
 
-FORMAT = "dropgen-rt prepared case 1"
+FORMAT = "dropgen-rt prepared case 2"
 # Voxels kept per label to centre crops on; drawn once, so that a crop need not search a whole scan.
 PLACES_PER_LABEL = 4096
 

@@ -61,6 +61,11 @@ def configure(
         f"spacing {_by(config.spacing_mm)} mm (x, y, z), window {_by(config.window)} voxels (z, y, x), "
         f"intensities by {config.intensity.kind} {config.intensity.lower:g} to {config.intensity.upper:g}"
     )
+    if "spacing_mm" not in _named(given) and config.spacing_mm != found.target_spacing_mm:
+        console.line(
+            f"the data's own spacing is {_by(found.target_spacing_mm)} mm, which would fill or cover too little "
+            "(docs/training.md); --spacing-mm X Y Z takes another"
+        )
     return config
 
 
@@ -77,16 +82,21 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
 
     ``wanted.window``, the preset's, is the most voxels that a window may have.
     """
-    named = {name for layer in given for name in layer}
-    spacing = wanted.spacing_mm if "spacing_mm" in named else found.target_spacing_mm
+    named = _named(given)
     stride = max(2**wanted.levels, SWIN_STRIDE if wanted.segmentor == "swinunetr" else 0, ENCODER_STRIDE)
     voxels = wanted.window[0] * wanted.window[1] * wanted.window[2]
+    bounds = voxels, stride, max(SMALLEST_EDGE, stride)
+    spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage)
     intensity = found.intensity()
     return {
         "spacing_mm": spacing,
-        "window": found.window(voxels, stride, max(SMALLEST_EDGE, stride), spacing),
+        "window": found.window(*bounds, spacing),
         "intensity": {"kind": intensity.kind, "lower": intensity.lower, "upper": intensity.upper},
     }
+
+
+def _named(given: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {name for layer in given for name in layer}
 
 
 def _by(values: Sequence[float]) -> str:

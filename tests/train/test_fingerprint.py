@@ -1,18 +1,24 @@
 """What a data set looks like, and what is chosen for it."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dropgen_rt.train.dataset import read_dataset
-from dropgen_rt.train.fingerprint import CT_RANGE, Fingerprint
+from dropgen_rt.train.fingerprint import CT_RANGE, GROWTH, Fingerprint
 from dropgen_rt.train.survey import Finding, survey
 
 FINDING = Finding(
     "a", (), ("x", "y"), (100, 120, 20), (1.0, 1.0, 5.0), ((0.0, 50.0, 200.0, 40.0, 90.0, 180.0),), 0.0, True, (10, 30)
 )
+
+# Spacings are kept to three digits.
+ROUNDING = 0.006
 
 
 def test_of_real_files(balls: Path, tmp_path: Path) -> None:
@@ -65,3 +71,54 @@ def test_window_holds_the_median_scan_where_it_fits(
 ) -> None:
     found = Fingerprint.of([FINDING], ("MRI",))  # 100 x 120 x 20 voxels
     assert found.window(voxels, stride, smallest, (1.0, 1.0, 5.0)) == window
+
+
+def of_extent(size: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Fingerprint:
+    return Fingerprint.of([replace(FINDING, size=size, spacing_mm=spacing_mm)], ("MRI",))
+
+
+SMALLEST = 32
+
+
+@pytest.mark.parametrize(
+    ("size", "own", "chosen"),
+    [
+        ((100, 120, 100), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+        ((100, 120, 40), (1.0, 1.0, 4.0), (1.0, 1.0, 4.0)),  # thick, but enough of them to fill a window
+        ((216, 256, 10), (1.5, 1.5, 8.0), (1.5, 1.5, 2.5)),  # 80 mm in 32 slices
+        ((216, 256, 5), (1.5, 1.5, 8.0), (1.5, 1.5, 1.5)),  # never finer than the other axes
+        ((10, 256, 216), (8.0, 1.5, 1.5), (2.5, 1.5, 1.5)),
+        ((20, 20, 20), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),  # small, not thick
+    ],
+)
+def test_thick_slices_are_made_thinner_where_they_would_not_fill_a_window(
+    size: tuple[int, int, int], own: tuple[float, float, float], chosen: tuple[float, float, float]
+) -> None:
+    assert of_extent(size, own).spacing(96**3, 16, SMALLEST, 0.0) == chosen
+
+
+@given(
+    st.tuples(*[st.integers(8, 600)] * 3), st.tuples(*[st.floats(0.3, 9)] * 3), st.integers(SMALLEST, 128),
+    st.sampled_from([0.05, 0.25, 0.9]),
+)  # fmt: skip
+def test_a_window_covers_what_is_asked(
+    size: tuple[int, int, int], own: tuple[float, float, float], edge: int, coverage: float
+) -> None:
+    found = of_extent(size, own)
+    fine = found.spacing(edge**3, 16, SMALLEST, 0.0)
+    spacing = found.spacing(edge**3, 16, SMALLEST, coverage)
+    window = found.window(edge**3, 16, SMALLEST, spacing)
+    covered = [min(1, e * mm / mm_all) for e, mm, mm_all in zip(window[::-1], spacing, found.extent_mm, strict=True)]
+    assert math.prod(covered) > coverage * (1 - 3 * ROUNDING)
+    assert all(mm >= least * (1 - ROUNDING) for mm, least in zip(spacing, fine, strict=True))
+    if max(spacing) > max(fine) * (1 + ROUNDING):  # the coarsest axis grows last
+        assert max(spacing) <= min(spacing) * (1 + ROUNDING)
+
+
+def test_voxels_are_no_coarser_than_covering_takes() -> None:
+    found = of_extent((216, 256, 10), (1.5, 1.5, 8.0))
+    spacing = found.spacing(48**3, 16, SMALLEST, 0.25)
+    assert spacing == (3.18, 3.18, 3.18)
+    finer = tuple(mm / GROWTH for mm in spacing)
+    window = found.window(48**3, 16, SMALLEST, finer)
+    assert math.prod(e * mm for e, mm in zip(window[:0:-1], finer[:2], strict=True)) < 0.25 * 324 * 384  # z is whole

@@ -1,0 +1,77 @@
+"""Training from scratch on one of the shared data sets, and Dice through export and infer: hippocampus.py, heart.py."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner
+from recording import write
+
+from dropgen_rt import Model, Settings, open_engine, open_named, segment
+from dropgen_rt.cli import main as command
+from dropgen_rt.evaluate import dice_per_label
+from dropgen_rt.train.outputs import finish
+from dropgen_rt.volume import read_label_map
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def from_scratch(description: str, data: Path, held_out_scans: int) -> None:
+    """The command line of a benchmark: trains on ``data`` but for its last scans, exports, and infers those."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--so-far", action="store_true", help="Train no further.")
+    parser.add_argument("options", nargs="*", help="Of dropgen-rt train, after --.")
+    arguments = parser.parse_args()
+    work, run = arguments.work, arguments.work / "run"
+    work.mkdir(parents=True, exist_ok=True)
+    held_out = write_split(data, held_out_scans, work / "split.csv")
+    if arguments.so_far:
+        finish(data, run, split=work / "split.csv")
+    else:
+        resume = ["--resume"] if (run / "last.pt").is_file() else []
+        line = ["train", data, "--out", run, "--split", work / "split.csv", *resume, *arguments.options]
+        command.main([str(part) for part in line], standalone_mode=False)
+    exported = CliRunner().invoke(command, ["export", str(run / "best.pt"), "-o", str(work / "model.onnx")])
+    if exported.exit_code:
+        sys.exit(exported.output)
+    summary = json.loads((run / "summary.json").read_text())
+    trained = summary["validation"]
+    model = open_named(str(work / "model.onnx"))
+    dice = {"default": inferred(model, data, held_out, False), "reference": inferred(model, data, held_out, True)}
+    write(
+        arguments.out,
+        {
+            "train_options": arguments.options,
+            "train_seconds": round(summary["seconds"]),
+            "best_step": summary["best_step"],
+            "validation": trained,
+            "infer_mean_dice": dice,
+            "reference_minus_trained": round(dice["reference"] - trained["mean_dice"], 5),
+        },
+    )
+
+
+def write_split(data: Path, held_out: int, path: Path) -> list[str]:
+    """The table of cases; returns the ids that validate, the last ones."""
+    names = sorted(label.name.removesuffix(".nii.gz") for label in (data / "labelsTr").glob("*.nii.gz"))
+    rows = ["image,label,split"]
+    for place, name in enumerate(names):
+        split = "val" if place >= len(names) - held_out else "train"
+        rows.append(f"{data}/imagesTr/{name}_0000.nii.gz,{data}/labelsTr/{name}.nii.gz,{split}")
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return names[-held_out:]
+
+
+def inferred(model: Model, data: Path, names: list[str], reference: bool) -> float:
+    """Mean Dice of the exported model over the held-out scans, on their own grids."""
+    scores, settings = [], Settings(reference=reference)
+    with open_engine(model) as engine:
+        for name in names:
+            truth = read_label_map(data / "labelsTr" / f"{name}.nii.gz")[0]
+            result = segment(data / "imagesTr" / f"{name}_0000.nii.gz", model, settings, engine=engine)
+            scores.append(dice_per_label(result.labels.array[0], truth, len(model.manifest.labels)))
+    return round(float(np.nanmean(scores)), 5)
