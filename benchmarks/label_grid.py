@@ -2,9 +2,9 @@
 
 python benchmarks/label_grid.py --out benchmarks/results/label_grid.json      (needs ../shared/data)
 
-Per voxel size, mean Dice over labels and every third heart of the shared data, when labels reach the grid by the nearest
-voxel, and by the share of each label, which training takes; back always by interpolation, as the road does. ``shares``
-is the bound for a network that tells shares exactly.
+Per voxel size, mean Dice over labels and every third heart of the shared data, when labels reach the grid by the
+nearest voxel, and by the share of each label, which training takes; back always by interpolation, as the road does.
+``shares`` is the bound for a network that tells shares exactly.
 """
 
 import argparse
