@@ -87,7 +87,7 @@ def do_run(arguments: argparse.Namespace) -> None:
         for method in arguments.methods:
             path = arguments.runs / f"{data.setting}-{method.replace(' ', '')}-{seed}.json"
             note = {"setting": data.setting, "method": method, "seed": seed, "encoder_sha256": digest, **settings}
-            if path.is_file() and json.loads(path.read_text())["note"] == note:
+            if path.is_file() and {"subjects": 0} | json.loads(path.read_text())["note"] == note:
                 continue
             if time.perf_counter() - start > 60 * arguments.minutes:
                 print("time is up; the same command goes on")
@@ -179,6 +179,8 @@ def few(arrays: tuple[torch.Tensor, torch.Tensor], subjects: int, seed: int) -> 
     """Images and labels of so many scans, drawn by the seed and so the same for every method; 0 takes all."""
     if not subjects:
         return arrays
+    if not 0 < subjects <= len(arrays[0]):
+        raise SystemExit(f"--subjects {subjects}: accepted are 0, all, to {len(arrays[0])}")
     chosen = torch.randperm(len(arrays[0]), generator=torch.Generator().manual_seed(seed))[:subjects]
     return arrays[0][chosen], arrays[1][chosen]
 
@@ -274,7 +276,7 @@ def table(runs: list[dict]) -> dict:
         for method, row in methods.items()
         if BASELINE in methods and method != BASELINE
     }
-    settings = {key: runs[0]["note"][key] for key in SETTINGS}
+    settings = {key: runs[0]["note"].get(key, 0) for key in SETTINGS}  # older runs knew no subjects
     settings["devices"] = sorted({run.get("device", "not kept") for run in runs})
     return {**settings, "encoder_sha256": runs[0]["note"]["encoder_sha256"], "gain": gain, "methods": methods}
 

@@ -11,6 +11,7 @@ from recording import write
 
 from dropgen_rt import Model, Settings, open_engine, open_named, segment
 from dropgen_rt.cli import main as command
+from dropgen_rt.dataset_labels import read_label_table
 from dropgen_rt.evaluate import dice_per_label
 from dropgen_rt.train.outputs import finish
 from dropgen_rt.volume import read_label_map
@@ -68,10 +69,11 @@ def write_split(data: Path, held_out: int, path: Path) -> list[str]:
 
 def inferred(model: Model, data: Path, names: list[str], reference: bool) -> float:
     """Mean Dice of the exported model over the held-out scans, on their own grids."""
+    table = read_label_table(data / "dataset.json")
     scores, settings = [], Settings(reference=reference)
     with open_engine(model) as engine:
         for name in names:
-            truth = read_label_map(data / "labelsTr" / f"{name}.nii.gz")[0]
+            truth = table.merge(read_label_map(data / "labelsTr" / f"{name}.nii.gz")[0])
             result = segment(data / "imagesTr" / f"{name}_0000.nii.gz", model, settings, engine=engine)
             scores.append(dice_per_label(result.labels.array[0], truth, len(model.manifest.labels)))
     return round(float(np.nanmean(scores)), 5)

@@ -152,10 +152,10 @@ def road_row(device: Device, precision: str) -> dict[str, Any]:
         stretched = torch.nn.functional.interpolate(logits.float(), size=native.shape, mode="trilinear")
         found["theirs"] = stretched.argmax(1).to(torch.uint8).cpu().numpy()[0]
 
-    windows = torch.zeros((len(plan), 1, *WINDOW), device="cuda").split(BATCH)
     row: dict[str, Any] = {"precision": precision, "windows": len(plan), "ours_s": seconds(ours, ROAD_RUNS)}
     torch.cuda.empty_cache()
     row["monai_s"] = seconds(theirs, ROAD_RUNS)
+    windows = torch.zeros((len(plan), 1, *WINDOW), device="cuda").split(BATCH)
     row["network_alone_s"] = seconds(lambda: [engine.forward(batch) for batch in windows], ROAD_RUNS)
     row["ratio"] = row["monai_s"] / row["ours_s"]
     row["stages_s"] = {name: round(spent / (1 + ROAD_RUNS), 4) for name, spent in watch.seconds.items()}

@@ -20,6 +20,9 @@ from dropgen_rt.volume import Volume
 # The smallest normal float32: dividing by less leaves its range.
 SMALLEST_RANGE = float(np.finfo(np.float32).tiny)
 
+# Shares of labels that differ by less are equal: they are float32 sums of a few dozen weights.
+EQUAL_SHARES = 1e-6
+
 
 def working_grid(scan: Geometry, orientation: str, spacing_mm: tuple[float, float, float]) -> Geometry:
     """The model's grid over a scan's field of view.
@@ -84,7 +87,7 @@ def labels_to_working_grid(
     """A (z, y, x) label map on the working grid, for training and evaluation: in each voxel the label of most share.
 
     The shares are each label's indicator, interpolated as the scan is: the nearest voxel's label would move borders
-    by up to half a voxel of the coarser grid. Of equal shares the smallest label wins.
+    by up to half a voxel of the coarser grid. Of equal shares the smallest label wins, whichever way the map lies.
     """
     oriented, change = geometry.reoriented(orientation)
     array = change.apply(labels)
@@ -95,7 +98,7 @@ def labels_to_working_grid(
     found, most = np.zeros((z, y, x), labels.dtype), np.zeros((z, y, x), np.float32)
     for value in np.unique(labels):
         share = resample((array == value).view(np.uint8)[None], taps)[0]
-        greater = share > most
+        greater = share > most + EQUAL_SHARES
         found[greater] = value
         np.maximum(share, most, out=most)
     return found

@@ -1,5 +1,7 @@
 """Whether a scan is one for the model: what is refused before anything is computed, and what makes labels doubtful."""
 
+import math
+
 import numpy as np
 
 from dropgen_rt.errors import UnsuitableInputError
@@ -51,10 +53,12 @@ def _thin(volume: Volume, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _like_labels(volume: Volume) -> tuple[str, ...]:
-    voxels = volume.array.reshape(-1)
-    step = voxels.size // SAMPLED_VOXELS | 1  # odd, so that it meets every column of an even row
-    values = np.unique(voxels[::step])
-    whole = values[0] >= 0 and np.array_equal(values, np.rint(values))
-    if not whole or len(values) > LABEL_MAP_VALUES or voxels.size < SMALLEST_SAMPLE:
-        return ()
-    return (f"it has {len(values)} different values, all whole, as label maps do: check that the right file was given",)
+    for channel in volume.array:
+        step = channel.size // SAMPLED_VOXELS + 1
+        while math.gcd(step, channel.shape[-1]) > 1:  # it meets every column of a row
+            step += 1
+        values = np.unique(channel.reshape(-1)[::step])
+        whole = values[0] >= 0 and np.array_equal(values, np.rint(values))
+        if whole and len(values) <= LABEL_MAP_VALUES and channel.size >= SMALLEST_SAMPLE:
+            return ("it has few values, all whole, as label maps do: check that the right file was given",)
+    return ()

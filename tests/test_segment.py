@@ -184,6 +184,12 @@ def test_the_record_of_a_file(model, model_file, make, tmp_path):
     assert {"dropgen-rt", "numpy", "simpleitk"} <= set(known["versions"])
 
 
+def test_spacings_are_recorded_without_the_noise_of_headers(model, engine):
+    size, spacing_mm, turned = GRIDS["working"]
+    noisy = tuple(mm * (1 + 6e-14) for mm in spacing_mm)
+    assert segment(phantom(size, noisy, turned), model, engine=engine).record.input["spacing_mm"] == spacing_mm
+
+
 def test_volumes_are_voxels_times_their_size(model, engine):
     volume = phantom(*GRIDS["anisotropic"])
     result = segment(volume, model, engine=engine)

@@ -13,7 +13,7 @@ from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, grid_of
 from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild
-from dropgen_rt.train.prepare import Prepared, default_cache, made_folder, prepare
+from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, made_folder, prepare
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
 from dropgen_rt.train.survey import refuse_faults, survey
@@ -99,6 +99,11 @@ def prepared_cases(
     with console.progress("preparing", "cases") as progress:
         grid = grid_of(dataset, config, config.intensity)
         made = prepare(cases, [by_case[case] for case in cases], grid, folder, workers, progress)
+    for name, lost, of in lost_labels(made, [by_case[case] for case in cases], dataset.table):
+        console.line(
+            f"warning: label {name!r}: voxels of {' x '.join(f'{mm:g}' for mm in config.spacing_mm)} mm are too large "
+            f"for it in {lost} of {of} cases, which lose it; --spacing-mm X Y Z takes smaller ones"
+        )
     if ranks.first:
         ranks.wait()
     return made[: len(training)], made[len(training) :]

@@ -127,7 +127,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A small segmentor on few steps: three channels of four dropped is more than it learns to do without.
     "tiny": {
         "steps": 7500, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3,
-        "drop": 0.25, "validate_every": 1000, "coverage": 0.25,
+        "drop": 0.25, "validate_every": 1000, "coverage": 0.125,
     },
     "edge": {
         "steps": 40_000, "batch": 4, "window": (96, 96, 96), "width": 12, "levels": 4, "learning_rate": 5e-4,

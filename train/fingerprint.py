@@ -22,6 +22,8 @@ CT_AIR = -500.0
 ANISOTROPIC, FINE_PERCENTILE = 3.0, 10
 # By how much voxels grow at a time, until a window covers enough of a scan.
 GROWTH = 1.02
+# In units of the last digit: what is above a rounded number by less is that number.
+ROUNDING_NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,27 @@ class Fingerprint:
         """CT: the paper's fixed range; else percentiles of each scan."""
         return CT_RANGE if self.modality == "CT" else Intensity()
 
-    def spacing(self, voxels: int, stride: int, smallest: int, coverage: float) -> tuple[float, float, float]:
-        """(x, y, z) mm: the data's own, but for what would waste a window of so many ``voxels`` or make it too small.
+    def spacing(
+        self, voxels: int, stride: int, smallest: int, coverage: float, given: tuple[int, int, int] | None = None
+    ) -> tuple[float, float, float]:
+        """(x, y, z) mm: the data's own, but for what would waste a window or make it too small.
 
-        Thick slices are made thinner where there are fewer than ``smallest`` of them: the rest of a window would be
-        padding. Voxels grow until a window covers the share ``coverage`` of the median scan: nnU-Net makes a model of
-        low resolution where it is less than a quarter. The finest axes grow first.
+        The window is the one ``given``, or that of ``window`` with the other arguments. The axis of the thickest
+        slices gets thinner ones where its own would not fill a window's edge: the rest would be padding. Then voxels
+        grow, the finest axes first and each as far as it still fills an edge, until a window covers the share
+        ``coverage`` of the median scan. (nnU-Net adds a model of low resolution below a quarter.)
         """
-        spacing = np.array(self.target_spacing_mm)
-        thick = int(np.argmax(spacing))
-        full = min(spacing[thick], self.extent_mm[thick] / smallest)
-        spacing[thick] = max(full, np.delete(spacing, thick).max())
-        while self._covered(self.window(voxels, stride, smallest, spacing), spacing) < coverage:
-            spacing = np.maximum(spacing, GROWTH * spacing.min())
-        return _rounded(spacing)
+        exact, extent = np.array(self.target_spacing_mm), np.array(self.extent_mm)
+        filling = extent / (np.array(given[::-1]) if given else smallest)
+        thick = int(np.argmax(exact))
+        exact[thick] = max(min(exact[thick], filling[thick]), np.delete(exact, thick).max())
+        most = np.maximum(exact, filling)
+        while True:
+            spacing, grows = _rounded_up(exact), exact < most
+            window = given or self.window(voxels, stride, smallest, spacing)
+            if self._covered(window, spacing) >= coverage or not grows.any():
+                return spacing
+            exact = np.where(grows, np.clip(exact, GROWTH * exact[grows].min(), most), exact)
 
     def _covered(self, window: Sequence[int], spacing_mm: Sequence[float]) -> float:
         """The share of the median scan that a window (z, y, x) covers."""
@@ -144,6 +153,13 @@ def _target(spacings: np.ndarray, medians: np.ndarray) -> tuple[float, float, fl
 def _rounded(values: np.ndarray) -> tuple[float, float, float]:
     """Three significant digits: 0.7199997 is a header's rounding of 0.72."""
     x, y, z = (float(f"{value:.3g}") for value in values)
+    return x, y, z
+
+
+def _rounded_up(values: np.ndarray) -> tuple[float, float, float]:
+    """Three significant digits, none below what is given: so many voxels fit, or fewer."""
+    scales = 10.0 ** (2 - np.floor(np.log10(values)))
+    x, y, z = (np.ceil(values * scales - ROUNDING_NOISE) / scales).tolist()
     return x, y, z
 
 

@@ -145,6 +145,17 @@ def prepare(
     return [load(cache, key, case.name) for case, key in zip(cases, keys, strict=True)]
 
 
+def lost_labels(made: Sequence[Prepared], findings: Sequence[Finding], table: LabelTable) -> list[tuple[str, int, int]]:
+    """(label, lost, cases) where the working grid is too coarse for a label: lost in some of the cases that have it."""
+    rows = []
+    for place, label in enumerate(table.labels):
+        had = [case for case, finding in zip(made, findings, strict=True) if finding.voxels[place]]
+        lost = sum(label.value not in case.places[:, 0] for case in had)
+        if lost:
+            rows.append((label.name, lost, len(had)))
+    return rows
+
+
 def in_memory(case: Case, grid: Grid) -> Prepared:
     """A case prepared without a cache."""
     image, label = on_working_grid(case, grid)

@@ -63,8 +63,8 @@ def configure(
     )
     if "spacing_mm" not in _named(given) and config.spacing_mm != found.target_spacing_mm:
         console.line(
-            f"the data's own spacing is {_by(found.target_spacing_mm)} mm, which would fill or cover too little "
-            "(docs/training.md); --spacing-mm X Y Z takes another"
+            f"the data's own spacing is {_by(found.target_spacing_mm)} mm, at which a window would be mostly padding "
+            "or see too little of a scan; --spacing-mm X Y Z takes another"
         )
     return config
 
@@ -85,8 +85,9 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
     named = _named(given)
     stride = max(2**wanted.levels, SWIN_STRIDE if wanted.segmentor == "swinunetr" else 0, ENCODER_STRIDE)
     voxels = wanted.window[0] * wanted.window[1] * wanted.window[2]
+    given_window = wanted.window if "window" in named else None
     bounds = voxels, stride, max(SMALLEST_EDGE, stride)
-    spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage)
+    spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage, given_window)
     intensity = found.intensity()
     return {
         "spacing_mm": spacing,

@@ -136,24 +136,28 @@ def survey(
 
 
 def _remembered(case: Case, table: LabelTable, cache: Path | None) -> Finding | None:
-    if cache is None:
-        return None
+    note = _note(case, table, cache)
     try:
-        return _finding(json.loads(_note(case, table, cache).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None if note is None else _finding(json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError):
         return None  # a damaged note is written again
 
 
 def _read(case: Case, table: LabelTable, cache: Path | None) -> Finding:
+    note = _note(case, table, cache)  # of the files as they are before they are read
     finding = inspect_case(case, table)
-    if cache is not None and not finding.faults:
-        with atomic_path(_note(case, table, cache)) as temporary:
+    if note is not None and not finding.faults:
+        with atomic_path(note) as temporary:
             temporary.write_text(json.dumps(asdict(finding)), encoding="utf-8")
     return finding
 
 
-def _note(case: Case, table: LabelTable, cache: Path) -> Path:
-    return cache / f"{_key(case, table)}.json"
+def _note(case: Case, table: LabelTable, cache: Path | None) -> Path | None:
+    """Where a finding is kept; None without a cache, or where the case's files cannot be reached."""
+    try:
+        return None if cache is None else cache / f"{_key(case, table)}.json"
+    except (OSError, RuntimeError):  # a loop of links is a RuntimeError
+        return None
 
 
 def _key(case: Case, table: LabelTable) -> str:

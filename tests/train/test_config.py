@@ -55,6 +55,7 @@ def test_assignments() -> None:
         ({"steps": 0}, "at least 1"),
         ({"steps": 1.5}, "steps 1.5: accepted is a value such as 1000"),
         ({"steps": True}, "steps True"),
+        ({"coverage": 1.5}, "coverage 1.5: accepted is a share from 0"),
         ({"subjects": -1}, "subjects -1"),
         ({"window": (48, 48, 40)}, "multiples of 16"),
         ({"window": (48, 48)}, "window"),

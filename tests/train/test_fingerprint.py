@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropgen_rt.train.dataset import read_dataset
@@ -17,8 +17,8 @@ FINDING = Finding(
     "a", (), ("x", "y"), (100, 120, 20), (1.0, 1.0, 5.0), ((0.0, 50.0, 200.0, 40.0, 90.0, 180.0),), 0.0, True, (10, 30)
 )
 
-# Spacings are kept to three digits.
-ROUNDING = 0.006
+# Spacings are rounded up to three digits.
+ROUNDED = 1.01
 
 
 def test_of_real_files(balls: Path, tmp_path: Path) -> None:
@@ -99,26 +99,48 @@ def test_thick_slices_are_made_thinner_where_they_would_not_fill_a_window(
 
 @given(
     st.tuples(*[st.integers(8, 600)] * 3), st.tuples(*[st.floats(0.3, 9)] * 3), st.integers(SMALLEST, 128),
-    st.sampled_from([0.05, 0.25, 0.9]),
+    st.sampled_from([0.05, 0.25, 0.9, 1.0]), st.sampled_from([None, (16, 96, 32)]),
 )  # fmt: skip
+@settings(deadline=None)
 def test_a_window_covers_what_is_asked(
-    size: tuple[int, int, int], own: tuple[float, float, float], edge: int, coverage: float
+    size: tuple[int, int, int], own: tuple[float, float, float], edge: int, coverage: float,
+    fixed: tuple[int, int, int] | None,
+) -> None:  # fmt: skip
+    found = of_extent(size, own)
+    fine = found.spacing(edge**3, 16, SMALLEST, 0.0, fixed)
+    spacing = found.spacing(edge**3, 16, SMALLEST, coverage, fixed)
+    window = fixed or found.window(edge**3, 16, SMALLEST, spacing)
+    covered = [min(1, e * mm / extent) for e, mm, extent in zip(window[::-1], spacing, found.extent_mm, strict=True)]
+    assert math.prod(covered) >= coverage
+    edges = fixed[::-1] if fixed else (SMALLEST,) * 3
+    for mm, least, extent, e in zip(spacing, fine, found.extent_mm, edges, strict=True):
+        assert mm >= least
+        if mm > least:  # grown no further than it fills an edge
+            assert mm <= ROUNDED * max(extent / e, least)
+
+
+@pytest.mark.parametrize(
+    ("size", "own", "chosen"),
+    [
+        ((216, 256, 10), (1.5, 1.5, 8.0), (3.19, 3.19, 2.5)),  # z fills its edge already
+        ((500, 500, 40), (1.0, 1.0, 1.0), (4.53, 4.53, 1.25)),
+        ((512, 512, 200), (0.8, 0.8, 2.5), (5.76, 5.76, 5.76)),
+        ((48, 48, 48), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+    ],
+)
+def test_voxels_grow_until_a_window_covers_a_quarter(
+    size: tuple[int, int, int], own: tuple[float, float, float], chosen: tuple[float, float, float]
 ) -> None:
     found = of_extent(size, own)
-    fine = found.spacing(edge**3, 16, SMALLEST, 0.0)
-    spacing = found.spacing(edge**3, 16, SMALLEST, coverage)
-    window = found.window(edge**3, 16, SMALLEST, spacing)
-    covered = [min(1, e * mm / mm_all) for e, mm, mm_all in zip(window[::-1], spacing, found.extent_mm, strict=True)]
-    assert math.prod(covered) > coverage * (1 - 3 * ROUNDING)
-    assert all(mm >= least * (1 - ROUNDING) for mm, least in zip(spacing, fine, strict=True))
-    if max(spacing) > max(fine) * (1 + ROUNDING):  # the coarsest axis grows last
-        assert max(spacing) <= min(spacing) * (1 + ROUNDING)
-
-
-def test_voxels_are_no_coarser_than_covering_takes() -> None:
-    found = of_extent((216, 256, 10), (1.5, 1.5, 8.0))
     spacing = found.spacing(48**3, 16, SMALLEST, 0.25)
-    assert spacing == (3.18, 3.18, 3.18)
-    finer = tuple(mm / GROWTH for mm in spacing)
-    window = found.window(48**3, 16, SMALLEST, finer)
-    assert math.prod(e * mm for e, mm in zip(window[:0:-1], finer[:2], strict=True)) < 0.25 * 324 * 384  # z is whole
+    assert spacing == pytest.approx(chosen, rel=GROWTH - 1)
+    window = found.window(48**3, 16, SMALLEST, spacing)
+    covered = [min(1, e * mm / extent) for e, mm, extent in zip(window[::-1], spacing, found.extent_mm, strict=True)]
+    assert math.prod(covered) < 0.25 * GROWTH**3 * ROUNDED**3 or spacing == own
+
+
+def test_a_thinner_slice_is_rounded_so_that_no_further_edge_is_needed() -> None:
+    found = of_extent((90, 90, 9), (1.5, 1.5, 74 / 9))  # 74 mm in 32 slices are of 2.3125 mm
+    spacing = found.spacing(96**3, 16, SMALLEST, 0.0)
+    assert spacing == (1.5, 1.5, 2.32)
+    assert found.window(96**3, 16, SMALLEST, spacing) == (32, 96, 96)

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import OutputError
-from dropgen_rt.manifest import Intensity
+from dropgen_rt.manifest import Intensity, Label
 from dropgen_rt.train import survey as survey_module
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_case, read_dataset
-from dropgen_rt.train.prepare import PLACES_PER_LABEL, Grid, places_of, prepare
-from dropgen_rt.train.survey import survey
+from dropgen_rt.train.layout import Case
+from dropgen_rt.train.prepare import PLACES_PER_LABEL, Grid, Prepared, lost_labels, places_of, prepare
+from dropgen_rt.train.survey import Finding, survey
 
 CONFIG = TrainConfig(window=(16, 16, 16), spacing_mm=(2.0, 1.0, 1.0))
 
@@ -96,6 +98,43 @@ def test_only_what_changed_is_surveyed_again(balls: Path, tmp_path: Path) -> Non
     told: list[tuple[int, int]] = []
     assert survey(dataset.cases, dataset.table, tmp_path, None, lambda done, of: told.append((done, of))) == first
     assert told == [(1, 1)]
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = read_dataset(balls)
+    target, source = dataset.cases[0].images[0], dataset.cases[1].images[0]
+    inspect = survey_module.inspect_case
+
+    def changed(case: Case, table: LabelTable) -> Finding:
+        found = inspect(case, table)
+        target.write_bytes(source.read_bytes())
+        return found
+
+    monkeypatch.setattr(survey_module, "inspect_case", changed)
+    stale = survey(dataset.cases[:1], dataset.table, tmp_path)
+    monkeypatch.undo()
+    fresh = survey(dataset.cases[:1], dataset.table, tmp_path)
+    assert fresh != stale and fresh == survey(dataset.cases[:1], dataset.table, None)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "3", '{"case": 1, "more": 2}'])
+def test_a_damaged_note_is_written_again(balls: Path, tmp_path: Path, content: str) -> None:
+    dataset = read_dataset(balls)
+    first = survey(dataset.cases, dataset.table, tmp_path)
+    for note in tmp_path.glob("*.json"):
+        note.write_text(content)
+    assert survey(dataset.cases, dataset.table, tmp_path) == first
+    assert all("voxels" in note.read_text() for note in tmp_path.glob("*.json"))
+
+
+def test_labels_that_voxels_are_too_large_for_are_told() -> None:
+    table = LabelTable((Label(1, "node", (1, 0, 0)), Label(2, "liver", (2, 0, 0))), ((1,), (2,)))
+    findings = [Finding(name, (), voxels=voxels) for name, voxels in (("a", (5, 90)), ("b", (0, 80)), ("c", (9, 70)))]
+    kept = [np.array([[2, 0, 0, 0]], np.int32), np.array([[2, 1, 1, 1]], np.int32), np.array([[1, 0, 0, 0]], np.int32)]
+    made = [Prepared("", np.zeros(0, np.float32), np.zeros(0, np.uint8), places) for places in kept]
+    assert lost_labels(made, findings, table) == [("node", 1, 2), ("liver", 1, 3)]
 
 
 def test_a_file_that_went_is_a_fault(balls: Path, tmp_path: Path) -> None:

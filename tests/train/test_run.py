@@ -1,0 +1,39 @@
+"""What is chosen for a data set, and what a person is told of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dropgen_rt.console import Console
+from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.run import configure
+
+
+def chosen(balls: Path, tmp_path: Path, assignments: list[str], **options: Any) -> TrainConfig:
+    return configure(
+        balls, tmp_path / "run", preset="tiny", file=None, options={"window": (16, 16, 16)} | options,
+        assignments=assignments, split=None, cache=tmp_path / "cache", workers=1, console=Console(False),
+    )  # fmt: skip
+
+
+def test_voxels_that_are_made_larger_are_told(balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = chosen(balls, tmp_path, ["coverage=0.6"])  # scans of 24 x 22 x 20 voxels of 1 mm
+    lines = capsys.readouterr().out.splitlines()
+    assert min(config.spacing_mm) > 1 and max(config.spacing_mm) < 1.25
+    assert config.coverage == 0.6
+    assert lines[-1] == (
+        "the data's own spacing is 1 x 1 x 1 mm, at which a window would be mostly padding or see too little of "
+        "a scan; --spacing-mm X Y Z takes another"
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignments", "options"), [(["coverage=0"], {}), ([], {}), (["coverage=0.6"], {"spacing_mm": (2.0, 1.0, 1.0)})]
+)
+def test_the_own_spacing_and_a_given_one_are_not(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], assignments: list[str], options: dict[str, Any]
+) -> None:
+    config = chosen(balls, tmp_path, assignments, **options)
+    assert config.spacing_mm == options.get("spacing_mm", (1.0, 1.0, 1.0))
+    assert "own spacing" not in capsys.readouterr().out
