@@ -103,6 +103,7 @@ def test_only_what_changed_is_surveyed_again(balls: Path, tmp_path: Path) -> Non
 def test_a_file_that_changes_while_it_is_read_is_read_again(
     balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The real reading, after which the file is another: what a second program would do at the worst moment."""
     dataset = read_dataset(balls)
     target, source = dataset.cases[0].images[0], dataset.cases[1].images[0]
     inspect = survey_module.inspect_case
@@ -112,9 +113,9 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
         target.write_bytes(source.read_bytes())
         return found
 
-    monkeypatch.setattr(survey_module, "inspect_case", changed)
-    stale = survey(dataset.cases[:1], dataset.table, tmp_path)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(survey_module, "inspect_case", changed)
+        stale = survey(dataset.cases[:1], dataset.table, tmp_path)
     fresh = survey(dataset.cases[:1], dataset.table, tmp_path)
     assert fresh != stale and fresh == survey(dataset.cases[:1], dataset.table, None)
 
