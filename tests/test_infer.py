@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -11,7 +13,7 @@ from conftest import write_tiny
 from dropgen_rt import infer, picture
 from dropgen_rt.errors import DropgenError, OutputError
 from dropgen_rt.infer import infer_files
-from dropgen_rt.memory import MemoryPlan, peak_resident_bytes, reset_peak
+from dropgen_rt.memory import MemoryPlan
 from dropgen_rt.settings import Settings
 
 
@@ -85,8 +87,24 @@ def test_the_next_scan_is_read_while_one_is_computed(scans, tmp_path, model_file
     assert not any(step[2] for step in order if step[0] == "read")
 
 
+INFER = """
+import sys
+from pathlib import Path
+from dropgen_rt.infer import infer_files
+from dropgen_rt.memory import peak_resident_bytes
+from dropgen_rt.settings import Settings
+
+model, out, *scans = sys.argv[1:]
+infer_files([Path(scan) for scan in scans], Path(out), model, Settings(), "cpu", quiet=True)
+print(peak_resident_bytes())
+"""
+
+
 def test_the_prediction_holds_with_the_next_scan_in_memory(make, tmp_path, capsys):
-    """Two scans of 2.6 million voxels: reading the second while the first is computed is in the prediction."""
+    """Two scans of 2.6 million voxels: reading the second while the first is computed is in the prediction.
+
+    In a process of its own, as of test_memory.py.
+    """
     values = np.random.default_rng(0).integers(0, 100, (160, 128, 128), np.int16)
     rows = [[-1, 0, 0, 5], [0, -1, 0, 6], [0, 0, 1, 7]]
     data = make.nifti("i2", dim=(3, 128, 128, 160), pixdim=(1, 1, 1, 1), data=values.tobytes(), rows=rows)
@@ -95,9 +113,9 @@ def test_the_prediction_holds_with_the_next_scan_in_memory(make, tmp_path, capsy
         path.write_bytes(data)
     model = write_tiny(tmp_path / "m.onnx", window=(64, 64, 64))
     (tmp_path / "out").mkdir()
-    reset_peak()
-    infer_files(paths, tmp_path / "out", str(model), Settings(), "cpu", quiet=True)
-    peak = peak_resident_bytes()
+    arguments = map(str, (model, tmp_path / "out", *paths))
+    done = subprocess.run([sys.executable, "-c", INFER, *arguments], capture_output=True, text=True, check=True)
+    peak = int(done.stdout)
     predicted = [json.loads(path.read_text())["predicted_peak_bytes"] for path in (tmp_path / "out").glob("*.json")]
     assert max(predicted) == pytest.approx(peak, rel=0.15)
 
