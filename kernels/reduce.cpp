@@ -1,4 +1,4 @@
-// reduce on the host: extremes of windows (OpenMP over windows and channels) and histograms of digits (OpenMP over
+// reduce on the host: extremes of windows (OpenMP over planes) and histograms of digits (OpenMP over
 // turns, each thread with counts of its own). Shapes were checked in reduce.py.
 
 #include "prefetch.h"
@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -26,6 +28,15 @@ constexpr int SIDE_BY_SIDE = 32;
 
 struct Extremes {
     float low[SIDE_BY_SIDE], high[SIDE_BY_SIDE];
+
+    Extremes() {
+        std::fill_n(low, SIDE_BY_SIDE, std::numeric_limits<float>::infinity());
+        std::fill_n(high, SIDE_BY_SIDE, -std::numeric_limits<float>::infinity());
+    }
+};
+
+struct Ends {
+    float low = std::numeric_limits<float>::infinity(), high = -std::numeric_limits<float>::infinity();
 };
 
 DROPGEN_ROW row_extremes(const float* __restrict row, int64_t count, Extremes* __restrict found) {
@@ -41,6 +52,44 @@ DROPGEN_ROW row_extremes(const float* __restrict row, int64_t count, Extremes* _
     }
 }
 
+// Where windows lie in y and x: the windows of one column differ in z alone, and share what is found in a plane.
+struct Columns {
+    std::vector<Span> ys, xs;          // inside the volume, as its indices
+    std::vector<int64_t> of_window;
+
+    Columns(const int32_t* starts, int64_t windows, int64_t window_y, int64_t window_x, const Shape& size)
+        : of_window(windows) {
+        std::map<std::pair<int32_t, int32_t>, int64_t> known;
+        for (int64_t i = 0; i < windows; ++i) {
+            const int32_t y = starts[3 * i + 1], x = starts[3 * i + 2];
+            const auto [place, is_new] = known.try_emplace({y, x}, count());
+            of_window[i] = place->second;
+            if (!is_new) continue;
+            const Span in_y = inside(y, window_y, size.y), in_x = inside(x, window_x, size.x);
+            ys.push_back({y + in_y.first, y + in_y.last});
+            xs.push_back({x + in_x.first, std::max(x + in_x.first, x + in_x.last)});
+        }
+    }
+
+    int64_t count() const { return int64_t(ys.size()); }
+};
+
+// The extremes of each column in one plane: its rows come from memory once, however many windows cover them.
+void plane_extremes(const float* plane, const Shape& size, const Columns& columns, std::vector<Extremes>& found,
+                    Ends* to) {
+    std::fill(found.begin(), found.end(), Extremes());
+    for (int64_t y = 0; y < size.y; ++y) {
+        const float* row = plane + y * size.x;
+        if (y + ROWS_AHEAD < size.y) prefetch(row + ROWS_AHEAD * size.x, size.x);
+        for (int64_t c = 0; c < columns.count(); ++c)
+            if (columns.ys[c].first <= y && y < columns.ys[c].last)
+                row_extremes(row + columns.xs[c].first, columns.xs[c].last - columns.xs[c].first, &found[c]);
+    }
+    for (int64_t c = 0; c < columns.count(); ++c)
+        to[c] = {*std::min_element(found[c].low, found[c].low + SIDE_BY_SIDE),
+                 *std::max_element(found[c].high, found[c].high + SIDE_BY_SIDE)};
+}
+
 void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_t window_y, int64_t window_x,
               Floats& out) {
     const int64_t channels = volume.shape(0), windows = starts.shape(0);
@@ -50,24 +99,25 @@ void extremes(const Floats& volume, const Ints& starts, int64_t window_z, int64_
     float* to = out.mutable_data();
 
     py::gil_scoped_release released;
-#pragma omp parallel for schedule(dynamic) num_threads(thread_count())
+    const Columns columns(start, windows, window_y, window_x, size);
+    std::vector<Ends> planes(channels * size.z * columns.count());
+    const int threads = thread_count();
+    // Allocated here: an exception must not leave a parallel region.
+    std::vector<std::vector<Extremes>> own(threads, std::vector<Extremes>(columns.count()));
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t plane = 0; plane < channels * size.z; ++plane)
+        plane_extremes(in + plane * size.y * size.x, size, columns, own[omp_get_thread_num()],
+                       planes.data() + plane * columns.count());
     for (int64_t i = 0; i < windows * channels; ++i) {
-        const int32_t* s = start + 3 * (i / channels);
-        const Span zs = inside(s[0], window_z, size.z), ys = inside(s[1], window_y, size.y);
-        const Span xs = inside(s[2], window_x, size.x);
-        Extremes found;
-        std::fill_n(found.low, SIDE_BY_SIDE, std::numeric_limits<float>::infinity());
-        std::fill_n(found.high, SIDE_BY_SIDE, -std::numeric_limits<float>::infinity());
-        if (xs.first < xs.last)
-            for (int64_t pz = zs.first; pz < zs.last; ++pz)
-                for (int64_t py = ys.first; py < ys.last; ++py) {
-                    const int64_t z = s[0] + pz, y = s[1] + py;
-                    const float* row = in + ((i % channels * size.z + z) * size.y + y) * size.x + s[2];
-                    if (py + ROWS_AHEAD < ys.last) prefetch(row + ROWS_AHEAD * size.x + xs.first, xs.last - xs.first);
-                    row_extremes(row + xs.first, xs.last - xs.first, &found);
-                }
-        to[2 * i] = *std::min_element(found.low, found.low + SIDE_BY_SIDE);
-        to[2 * i + 1] = *std::max_element(found.high, found.high + SIDE_BY_SIDE);
+        const int64_t window = i / channels, first_plane = i % channels * size.z + start[3 * window];
+        const Span zs = inside(start[3 * window], window_z, size.z);
+        Ends ends;
+        for (int64_t pz = zs.first; pz < zs.last; ++pz) {
+            const Ends& here = planes[(first_plane + pz) * columns.count() + columns.of_window[window]];
+            ends = {std::min(ends.low, here.low), std::max(ends.high, here.high)};
+        }
+        to[2 * i] = ends.low;
+        to[2 * i + 1] = ends.high;
     }
 }
 

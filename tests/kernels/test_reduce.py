@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 from gpu_cases import normal, size, starts_for
@@ -17,6 +19,14 @@ def test_extremes_equal_the_definition(seed):
     rng = np.random.default_rng(seed)
     volume, window = normal(rng, (int(rng.integers(1, 3)), *size(rng, 20))), size(rng, 20)
     starts = starts_for(rng, int(rng.integers(0, 6)), volume.shape[1:], window)
+    np.testing.assert_array_equal(extremes(volume, starts, window), extremes_definition(volume, starts, window))
+
+
+def test_extremes_of_overlapping_windows(threads):
+    """As a plan lays them, and beyond the edges: windows of one column share what a plane holds."""
+    volume, window = normal(np.random.default_rng(threads), (2, 23, 19, 150)), (8, 7, 70)
+    places = (range(-4, 27, 4), range(-3, 24, 5), range(-35, 155, 35))
+    starts = np.array(list(product(*places)), np.int32)[::-1].copy()
     np.testing.assert_array_equal(extremes(volume, starts, window), extremes_definition(volume, starts, window))
 
 
