@@ -9,6 +9,7 @@ from dropgen_rt.geometry import Geometry
 from dropgen_rt.manifest import SourceRule
 from dropgen_rt.store import open_named
 from dropgen_rt.volume import find_scans, passed_over, read_scan, scan_suffix
+from dropgen_rt.words import by
 
 #: Lines to show, and at the end why infer would use nothing of it, if so.
 Lines = Generator[str, None, InputError | None]
@@ -101,7 +102,7 @@ def _dicom(path: Path, series: str | None, rule: SourceRule) -> Lines:
 
 
 def _size(geometry: Geometry) -> str:
-    return " x ".join(map(str, geometry.size))
+    return by(geometry.size)
 
 
 def _spacing(geometry: Geometry) -> str:

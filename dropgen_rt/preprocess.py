@@ -16,6 +16,7 @@ from dropgen_rt.kernels.resample import VOXEL_TYPES
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.scan_header import MAX_VOXELS
 from dropgen_rt.volume import Volume
+from dropgen_rt.words import by
 
 # The smallest normal float32: dividing by less leaves its range.
 SMALLEST_RANGE = float(np.finfo(np.float32).tiny)
@@ -32,8 +33,8 @@ def working_grid(scan: Geometry, orientation: str, spacing_mm: tuple[float, floa
     working = scan.reoriented(orientation)[0].resampled(spacing_mm)
     if math.prod(working.size) > MAX_VOXELS:
         raise UnsuitableInputError(
-            f"a scan of {_by(scan.size)} voxels of {_by(scan.spacing_mm)} mm has more than "
-            f"{MAX_VOXELS} voxels at the model's spacing, {_by(spacing_mm)} mm; check the scan's spacing, or crop it"
+            f"a scan of {by(scan.size)} voxels of {by(scan.spacing_mm)} mm has more than "
+            f"{MAX_VOXELS} voxels at the model's spacing, {by(spacing_mm)} mm; check the scan's spacing, or crop it"
         )
     return working
 
@@ -136,7 +137,3 @@ def normalisation_of(
         upper.append(float(high))
     scale = tuple(1.0 / (high - low) for low, high in zip(lower, upper, strict=True))
     return Normalisation(lower=tuple(lower), upper=tuple(upper), offset=tuple(lower), scale=scale)
-
-
-def _by(values: tuple[float, ...]) -> str:
-    return " x ".join(f"{value:g}" for value in values)

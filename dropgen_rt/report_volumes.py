@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.volume import Volume, nifti_bytes
+from dropgen_rt.words import by
 
 #: Compressed bytes that the scan may take: in base64 a third more, which leaves a page below 30 MB room for
 #: viewer, labels and picture.
@@ -59,8 +60,7 @@ def pack(scan: Volume, labels: Volume) -> PackedVolumes:
         strides = _doubled(scan.geometry, strides)
     marked = labels.array[0][tuple(slice(None, None, step) for step in strides[::-1])]
     if strides != (1, 1, 1):
-        of = " x ".join(map(str, strides))
-        notes += (f"the viewer shows one voxel of {of} (x, y, z); volumes are those of all voxels",)
+        notes += (f"the viewer shows one voxel of {by(strides)} (x, y, z); volumes are those of all voxels",)
     content = bytearray(nifti_bytes(np.ascontiguousarray(marked), geometry))
     struct.pack_into("<h", content, _INTENT_AT, _INTENT_LABEL)
     packed_labels = _gzip(bytes(content), None)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from dropgen_rt.errors import GeometryError, InputError, UnreadableInputError, UnsuitableInputError
 from dropgen_rt.geometry import DIRECTION_TOLERANCE, is_orthonormal
+from dropgen_rt.words import by
 
 #: Longest axis accepted: four times the largest detectors (4096); more is a broken header.
 MAX_AXIS_VOXELS = 4096 * 4
@@ -98,14 +99,14 @@ def spatial_size(path: Path, sizes: Sequence[int]) -> tuple[int, int, int]:
     """
     if any(n < 1 or n > MAX_AXIS_VOXELS for n in sizes) or math.prod(sizes) > MAX_VOXELS:
         limits = f"1 to {MAX_AXIS_VOXELS} voxels per axis, {MAX_VOXELS} in all"
-        raise refusal(GeometryError, path, f"size {_by(sizes)}", limits, "check how the scan was exported")
+        raise refusal(GeometryError, path, f"size {by(sizes)}", limits, "check how the scan was exported")
     kept = list(sizes)
     while len(kept) > 3 and kept[-1] == 1:
         kept.pop()
     if len(kept) == 3:
         return kept[0], kept[1], kept[2]
     step = "stack the slices into one volume" if len(kept) < 3 else "save each time point or component by itself"
-    given = f"{len(kept)}D image of size {_by(kept)}"
+    given = f"{len(kept)}D image of size {by(kept)}"
     raise refusal(UnsuitableInputError, path, given, "one 3D scan", step)
 
 
@@ -113,7 +114,7 @@ def checked_spacing(path: Path, spacing_mm: Sequence[float]) -> tuple[float, flo
     """The spacing, if it is one that a scan can have. Raises GeometryError."""
     low, high = SPACING_LIMITS_MM
     if len(spacing_mm) != 3 or not all(math.isfinite(s) and low <= s <= high for s in spacing_mm):
-        given = f"spacing {_by(spacing_mm)} mm"
+        given = f"spacing {by(spacing_mm)} mm"
         accepted = f"three lengths from {low:g} to {high:g} mm"
         raise refusal(GeometryError, path, given, accepted, "correct the header or export the scan again")
     return float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])
@@ -124,7 +125,7 @@ def check_origin(path: Path, origin_mm: Sequence[float]) -> None:
     if len(origin_mm) != 3 or not are_coordinates(origin_mm):
         accepted = f"three coordinates up to {MAX_COORDINATE_MM:g} mm"
         step = "correct the header or export the scan again"
-        raise refusal(GeometryError, path, f"origin {_by(origin_mm)} mm", accepted, step)
+        raise refusal(GeometryError, path, f"origin {by(origin_mm)} mm", accepted, step)
 
 
 def are_coordinates(values: npt.ArrayLike) -> bool:
@@ -164,7 +165,3 @@ def numbers(path: Path, key: str, text: str) -> tuple[float, ...]:
         return tuple(float(word) for word in text.split())
     except ValueError:
         raise not_an_image(path, f"header line {key!r} says {text[:60]!r}, not numbers") from None
-
-
-def _by(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)

@@ -21,6 +21,7 @@ from dropgen_rt.scan_header import (
     spatial_size,
     unsuitable_voxels,
 )
+from dropgen_rt.words import by
 
 #: Bytes that hold either header.
 HEADER_BYTES = 540
@@ -178,8 +179,7 @@ def _check_sform(path: Path, sform: np.ndarray, pixdim: tuple[float, ...]) -> No
         raise _bad_transform(path, "singular sform")
     check_axes(path, sform[:, :3] / lengths, "sform")
     if not np.allclose(lengths, pixdim, rtol=SPACING_AGREEMENT, atol=0):
-        sizes = [" x ".join(f"{v:g}" for v in values) for values in (lengths, pixdim)]
-        raise _bad_transform(path, f"sform with voxels of {sizes[0]} where pixdim says {sizes[1]}")
+        raise _bad_transform(path, f"sform with voxels of {by(lengths)} where pixdim says {by(pixdim)}")
 
 
 def _bad_transform(path: Path, given: str) -> InputError:

@@ -6,6 +6,7 @@ from dropgen_rt.build import PLANNED
 from dropgen_rt.engine_files import EngineRecord, readable_records
 from dropgen_rt.errors import DropgenError
 from dropgen_rt.store import default_name, engine_keys, installed, open_named, superseded
+from dropgen_rt.words import by
 
 
 def table() -> Iterator[str]:
@@ -19,7 +20,7 @@ def table() -> Iterator[str]:
             yield f"{mark} {name}  {error}"
             continue
         engines = [_short(known[key]) for key in engine_keys(name) if key in known]
-        labels = f"{len(model.manifest.labels)} labels, {_by(model.manifest.spacing_mm)} mm"
+        labels = f"{len(model.manifest.labels)} labels, {by(model.manifest.spacing_mm)} mm"
         yield f"{mark} {name}  {labels}  {', '.join(engines) or 'no engine built: openvino fp32'}"
         if superseded(name):
             yield f"  {name} is kept as it was built; for the package's newer one: dropgen-rt models remove {name}"
@@ -32,9 +33,9 @@ def describe(name: str | None) -> Iterator[str]:
     manifest = model.manifest
     yield f"{name or default_name()}: {manifest.name}, schema {manifest.schema}"
     yield f"  file       {model.path}, {len(model.content) / 1e6:.1f} MB, sha256 {model.sha256}"
-    yield f"  input      {', '.join(manifest.channels)}; {manifest.orientation}, {_by(manifest.spacing_mm)} mm"
+    yield f"  input      {', '.join(manifest.channels)}; {manifest.orientation}, {by(manifest.spacing_mm)} mm"
     fixed = f"multiples of {manifest.stride}, usually " if manifest.dynamic_window else ""
-    yield f"  window     {fixed}{_by(manifest.window)} voxels (z, y, x)"
+    yield f"  window     {fixed}{by(manifest.window)} voxels (z, y, x)"
     yield f"  overlap    {manifest.overlap}, {manifest.blend} blend"
     yield f"  intensity  {manifest.intensity.kind} {manifest.intensity.lower:g} to {manifest.intensity.upper:g}"
     yield f"  labels     {', '.join(f'{label.value} {label.name}' for label in manifest.labels)}"
@@ -54,7 +55,7 @@ def _record(record: EngineRecord) -> Iterator[str]:
     yield f"  file       {record.bytes / 1e6:.1f} MB, sha256 {record.engine_sha256}"
     yield f"  key        {record.key}"
     batch = f"{record.batch[0]} to {record.batch[2]}" if record.batch[2] > 1 or record.engine in PLANNED else "any"
-    yield f"  window     {_by(record.window)}, batch {batch}"
+    yield f"  window     {by(record.window)}, batch {batch}"
     for name, values in (("host", record.host), ("flags", record.flags)):
         if values:
             yield f"  {name:<9}  {', '.join(f'{key} {value}' for key, value in values.items())}"
@@ -70,7 +71,3 @@ def _gate(record: EngineRecord) -> str:
 def _short(record: EngineRecord) -> str:
     where = " ".join(f"sm_{item}" for item in record.arch) or record.device
     return f"{record.engine} {record.precision} ({where})"
-
-
-def _by(values: tuple[float, ...]) -> str:
-    return " x ".join(f"{value:g}" for value in values)

@@ -11,6 +11,7 @@ from typing import Literal
 from dropgen_rt.errors import UsageError
 from dropgen_rt.manifest import Manifest
 from dropgen_rt.windows import WindowPlan
+from dropgen_rt.words import by
 
 Edges = tuple[int, int, int]
 Wish = Literal["auto"] | Edges
@@ -74,4 +75,4 @@ def _voxels(window: Edges) -> int:
 
 
 def _by(window: Wish) -> str:
-    return window if window == "auto" else " x ".join(map(str, window))
+    return window if window == "auto" else by(window)

@@ -18,6 +18,7 @@ from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
 from dropgen_rt.train.survey import refuse_faults, survey
 from dropgen_rt.train.synthesis import RandomSource
+from dropgen_rt.words import by
 
 # Validation of synthetic data: this many fixed crops of the held-out label maps.
 SYNTHETIC_VALIDATION_CROPS = 12
@@ -101,7 +102,7 @@ def prepared_cases(
         made = prepare(cases, [by_case[case] for case in cases], grid, folder, workers, progress)
     for name, lost, of in lost_labels(made, [by_case[case] for case in cases], dataset.table):
         console.line(
-            f"warning: label {name!r}: voxels of {' x '.join(f'{mm:g}' for mm in config.spacing_mm)} mm are too large "
+            f"warning: label {name!r}: voxels of {by(config.spacing_mm)} mm are too large "
             f"for it in {lost} of {of} cases, which lose it; --spacing-mm X Y Z takes smaller ones"
         )
     if ranks.first:

@@ -12,6 +12,7 @@ import numpy as np
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.survey import PERCENTILES, Finding
+from dropgen_rt.words import by
 
 Modality = Literal["CT", "MR"]
 # Hounsfield units that the paper clips CT to.
@@ -114,10 +115,9 @@ class Fingerprint:
 
     def lines(self) -> list[str]:
         """For a person."""
-        by = " x ".join
         rows = [
             f"{self.cases} training cases, {self.modality}, channels {', '.join(self.channels)}",
-            f"median size {by(map(str, self.size))} voxels of {by(f'{mm:g}' for mm in self.spacing_mm)} mm (x, y, z)",
+            f"median size {by(self.size)} voxels of {by(self.spacing_mm)} mm (x, y, z)",
         ]
         for name, row in zip(self.channels, self.intensities, strict=True):
             whole, inside = row[: len(PERCENTILES)], row[len(PERCENTILES) :]

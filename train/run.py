@@ -13,6 +13,7 @@ from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.prepare import default_cache, made_folder
 from dropgen_rt.train.segmentors import SWIN_STRIDE
 from dropgen_rt.train.survey import refuse_faults, survey
+from dropgen_rt.words import by
 
 # The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
 ENCODER_STRIDE, SMALLEST_EDGE = 16, 32
@@ -58,12 +59,12 @@ def configure(
         console.line(line)
     config = build_config(PRESETS[preset], suggest(found, wanted, given), *given)
     console.line(
-        f"spacing {_by(config.spacing_mm)} mm (x, y, z), window {_by(config.window)} voxels (z, y, x), "
+        f"spacing {by(config.spacing_mm)} mm (x, y, z), window {by(config.window)} voxels (z, y, x), "
         f"intensities by {config.intensity.kind} {config.intensity.lower:g} to {config.intensity.upper:g}"
     )
     if "spacing_mm" not in _named(given) and config.spacing_mm != found.target_spacing_mm:
         console.line(
-            f"the data's own spacing is {_by(found.target_spacing_mm)} mm, at which a window would be mostly padding "
+            f"the data's own spacing is {by(found.target_spacing_mm)} mm, at which a window would be mostly padding "
             "or see too little of a scan; --spacing-mm X Y Z takes another"
         )
     return config
@@ -98,7 +99,3 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
 
 def _named(given: Sequence[Mapping[str, Any]]) -> set[str]:
     return {name for layer in given for name in layer}
-
-
-def _by(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:g}" for value in values)
