@@ -2,7 +2,7 @@
 
 DATA/dataset.json            "labels": name -> value, or name -> [values] to be merged into one
 DATA/imagesTr/<id>_0000.nii.gz, <id>_0001 … one file per channel      DATA/labelsTr/<id>.nii.gz
-DATA/imagesVal, labelsVal    optional; without them every fifth case of imagesTr validates
+DATA/imagesVal, labelsVal    optional; without them every fifth patient of imagesTr validates
 DATA/imagesTs, labelsTs      optional; tested when the run ends
 DATA/synthesis.toml          optional; then images are synthesised from labelsTr and none are read
 """
@@ -17,11 +17,10 @@ from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_t
 from dropgen_rt.errors import MissingInputError, UnsuitableInputError
 from dropgen_rt.manifest import Intensity, Label, SourceRule
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.layout import Case, Found, find_in_folders, find_in_table
+from dropgen_rt.train.layout import Case, find_in_folders, find_in_table
+from dropgen_rt.train.patients import VALIDATION_SHARE, divided
 from dropgen_rt.train.prepare import Grid, on_working_grid
 from dropgen_rt.train.synthesis import SynthesisConfig
-
-VALIDATION_SHARE = 5
 
 __all__ = ["Case", "Dataset", "grid_of", "read_case", "read_dataset"]
 
@@ -82,7 +81,9 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
     channels = tuple((data.get("channel_names") or data.get("modality") or {"0": "image"}).values())
     find = find_in_table if split is not None else find_in_folders
     found = find(split or folder, len(channels), synthesis is not None)
-    training, validation = _divided(found)
+    training, validation = tuple(found.training), tuple(found.validation)
+    if not validation:
+        training, validation = divided(training)
     if not found.faults and not (training and validation):
         raise MissingInputError(
             f"{split or folder}: fewer than {VALIDATION_SHARE} cases to train on and none to validate; add cases"
@@ -101,14 +102,6 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
         tuple(found.faults),
         read_source_rule(folder / "dataset.json"),
     )
-
-
-def _divided(found: Found) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    training, validation = tuple(found.training), tuple(found.validation)
-    if not validation:
-        validation = training[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
-        training = tuple(case for case in training if case not in validation)
-    return training, validation
 
 
 def grid_of(dataset: Dataset, config: TrainConfig, intensity: Intensity) -> Grid:

@@ -10,6 +10,7 @@ from dropgen_rt.errors import UsageError
 from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.fingerprint import Fingerprint
+from dropgen_rt.train.patients import told
 from dropgen_rt.train.prepare import default_cache, made_folder
 from dropgen_rt.train.segmentors import SWIN_STRIDE
 from dropgen_rt.train.survey import refuse_faults, survey
@@ -55,7 +56,7 @@ def configure(
         return wanted
     found = fingerprint(data, dataset, cache, workers, console)
     found.save(made_folder(out) / "fingerprint.json")
-    for line in found.lines():
+    for line in (*found.lines(), *told(dataset.training, dataset.validation, dataset.testing)):
         console.line(line)
     config = build_config(PRESETS[preset], suggest(found, wanted, given), *given)
     console.line(

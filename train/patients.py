@@ -1,0 +1,47 @@
+"""Which cases validate where the data set does not say: every fifth patient, with all of his or her scans."""
+
+from collections.abc import Sequence
+
+from dropgen_rt.train.layout import Case
+
+VALIDATION_SHARE = 5
+
+#: Names that differ after their last underscore alone are scans of one patient (``p01_frame01``, ``p01_frame12``) if
+#: there are no more of one beginning than these, and other beginnings; ``liver_001`` to ``liver_131`` are 131 patients.
+MOST_SCANS = 4
+
+
+def by_patient(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases of each patient as their names tell, in the order of the first of each."""
+    patients: dict[str, list[Case]] = {}
+    for case in cases:
+        patients.setdefault(case.name.rpartition("_")[0] or case.name, []).append(case)
+    if len(patients) == 1 or max(map(len, patients.values()), default=0) > MOST_SCANS:
+        return [[case] for case in cases]
+    return list(patients.values())
+
+
+def divided(cases: Sequence[Case]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Training and validation cases: every fifth patient validates, the last one where there are fewer."""
+    patients = by_patient(cases)
+    few = len(patients) < VALIDATION_SHARE <= len(cases)
+    chosen = patients[-1:] if few else patients[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
+    validation = tuple(case for patient in chosen for case in patient)
+    return tuple(case for case in cases if case not in validation), validation
+
+
+def told(*sides: Sequence[Case]) -> list[str]:
+    """For a person: that names tell of patients with several scans; a warning if one is on two ``sides`` of a split."""
+    cases = [case for side in sides for case in side]
+    patients = by_patient(cases)
+    several = [patient for patient in patients if len(patient) > 1]
+    apart = [patient for patient in several if sum(any(case in side for case in patient) for side in sides) > 1]
+    if apart:
+        names = ", ".join(case.name for case in apart[0])
+        return [
+            f"warning: {names} look like scans of one patient and are on different sides of the split (patients so: "
+            f"{len(apart)}): what is tested may have been trained on; --split CSV divides the cases"
+        ]
+    if several:
+        return [f"by their names, {len(cases)} cases of {len(patients)} patients; each is on one side of the split"]
+    return []
