@@ -37,3 +37,13 @@ def test_the_own_spacing_and_a_given_one_are_not(
     config = chosen(balls, tmp_path, assignments, **options)
     assert config.spacing_mm == options.get("spacing_mm", (1.0, 1.0, 1.0))
     assert "own spacing" not in capsys.readouterr().out
+
+
+def test_scans_of_one_patient_are_told(balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(6):
+        for folder, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+            path = balls / folder / f"case{index}{end}"
+            path.rename(path.with_name(f"p{index // 2}_frame{index % 2}{end}"))
+    chosen(balls, tmp_path, [])
+    told = "by their names, 6 cases of 3 patients; each is on one side of the split"
+    assert told in capsys.readouterr().out.splitlines()
