@@ -27,7 +27,9 @@ from dropgen_rt.train.device import autocast, move_to
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig
 
-METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75")
+METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25")
+#: "image-first" is dropgen with this share of the steps on the image alone, and features scaled so.
+IMAGE_FIRST = {"image_first": 0.6, "feature_scale": 0.1}
 SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision")
 TEST_BATCH = 8
 BASELINE = "erm"
@@ -87,6 +89,7 @@ def do_run(arguments: argparse.Namespace) -> None:
         for method in arguments.methods:
             path = arguments.runs / f"{data.setting}-{method.replace(' ', '')}-{seed}.json"
             note = {"setting": data.setting, "method": method, "seed": seed, "encoder_sha256": digest, **settings}
+            note |= IMAGE_FIRST if image_first(method) else {}
             if path.is_file() and {"subjects": 0} | json.loads(path.read_text())["note"] == note:
                 continue
             if time.perf_counter() - start > 60 * arguments.minutes:
@@ -101,6 +104,10 @@ def do_run(arguments: argparse.Namespace) -> None:
             path.write_text(json.dumps({"note": note, **about, "loss": loss, "seconds": seconds, "dice": dice}))
             means = ", ".join(f"{name} {np.nanmean(rows):.3f}" for name, rows in dice.items())
             print(f"{data.setting} {method} seed {seed}, {seconds:.0f} s: loss {loss:.3f}, {means}", flush=True)
+
+
+def image_first(method: str) -> bool:
+    return method.startswith("image-first")
 
 
 def device_name(device: torch.device) -> str:
@@ -136,13 +143,15 @@ class Data:
         return tuple(self.arrays["train"][0].shape[2:])
 
 
-def make_network(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse.Namespace) -> DropGen:
+def make_network(data: Data, encoder: UNet, name: str, seed: int, arguments: argparse.Namespace) -> DropGen:
     torch.manual_seed(seed)
-    kind, _, drop = method.partition(" ")
+    kind, _, drop = name.partition(" ")
     features = 0 if kind == "erm" else encoder.config.out_channels
     inputs = features + (0 if kind == "features" else 1)
     segmentor = UNetConfig(inputs, len(data.labels) + 1, arguments.width, arguments.levels, padding_mode="zeros")
-    network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), kind)  # type: ignore[arg-type]
+    scale = IMAGE_FIRST["feature_scale"] if image_first(name) else 1.0
+    method = kind.replace("image-first", "dropgen")
+    network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), method, scale)  # type: ignore[arg-type]
     if network.encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
     move_to(network, data.device)
@@ -163,6 +172,7 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
         chosen = torch.randint(len(images), (arguments.batch,), generator=chance, device=data.device)
         image, target = moved(images[chosen], labels[chosen], chance)
         torch.manual_seed(seed * 1_000_003 + step)
+        network.image_alone = image_first(method) and step < round(IMAGE_FIRST["image_first"] * arguments.steps)
         with autocast(data.device, arguments.precision):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         loss = loss_of(logits.float(), target)
@@ -268,6 +278,7 @@ def table(runs: list[dict]) -> dict:
             kind: spread([np.mean([np.nanmean(run["dice"][name]) for name in names]) for run in mine])
             for kind, names in kinds.items()
         } | {"seeds": [run["note"]["seed"] for run in mine]}
+        methods[method] |= {key: mine[0]["note"][key] for key in IMAGE_FIRST if key in mine[0]["note"]}
     gain = {
         method: {
             kind: round(row[kind]["mean"] - methods[BASELINE][kind]["mean"], 4)

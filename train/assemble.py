@@ -36,7 +36,9 @@ def make_network(dataset: Dataset, config: TrainConfig, encoder_path: Path | Non
         segmentor = UNetConfig(inputs, classes, config.width, config.levels, padding_mode="zeros")
     else:
         segmentor = MonaiConfig(config.segmentor, inputs, classes, config.width, config.levels)
-    network = DropGen(segmentor, encoder.config if encoder else None, config.channel_drop, config.method)
+    network = DropGen(
+        segmentor, encoder.config if encoder else None, config.channel_drop, config.method, config.feature_scale
+    )
     if any(edge % network.stride or edge < network.smallest_edge for edge in config.window):
         raise UsageError(
             f"window {config.window}: with this encoder and segmentor, edges are multiples of {network.stride} "
@@ -60,8 +62,10 @@ def _encoder(config: TrainConfig, path: Path | None) -> UNet | None:
 def start_from(path: Path, network: DropGen) -> None:
     """Take the weights of a checkpoint of a like network. Raises UsageError if it is none."""
     content = checkpoint.load(path)
-    if content["network"] | {"drop": 0} != network.description() | {"drop": 0}:
-        raise UsageError(f"{path}: a network of another layout; give the same --width, --levels and labels")
+    if {"feature_scale": 1.0} | content["network"] | {"drop": 0} != network.description() | {"drop": 0}:
+        raise UsageError(
+            f"{path}: a network of another layout; give the same --width, --levels, --feature-scale and labels"
+        )
     network.load_state_dict(content["state"])
 
 

@@ -65,6 +65,8 @@ class TrainConfig:
     method: Method = "dropgen"
     encoder: str = ""  # name or file; empty takes the one in the package
     drop: float = 0.75
+    feature_scale: float = 1.0  # of the features beside the image; below 1 they are taken in more slowly; paper: 1
+    image_first: float = 0.0  # share of the steps on the image alone, before the features come in; paper: none
     width: int = 8  # paper: 20
     levels: int = 4  # paper: 5
     learning_rate: float = 1e-3  # paper: 2e-4, for a hundred times as many steps
@@ -84,6 +86,7 @@ class TrainConfig:
         self._check_choices()
         if not 0 <= self.drop < 1:
             raise UsageError(f"drop {self.drop}: accepted is a number from 0 up to, not including, 1")
+        self._check_image_and_features()
         if min(self.steps, self.batch, self.width, self.levels, self.validate_every) < 1:
             raise UsageError("steps, batch, width, levels and validate_every must be at least 1")
         if not 0 <= self.coverage <= 1:
@@ -103,10 +106,25 @@ class TrainConfig:
             if getattr(self, name) not in accepted:
                 raise UsageError(f"{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
 
+    def _check_image_and_features(self) -> None:
+        if not 0 <= self.image_first < 1:
+            raise UsageError(f"image_first {self.image_first}: accepted is a share from 0 up to, not including, 1")
+        if not 0 < self.feature_scale <= 1:
+            raise UsageError(f"feature_scale {self.feature_scale}: accepted is a number above 0, to 1")
+        if (self.image_first, self.feature_scale) != (0, 1) and self.method not in WITH_BOTH:
+            raise UsageError(
+                f"image_first and feature_scale with method {self.method!r}: they are for those that see image and "
+                f"features, {' and '.join(WITH_BOTH)}"
+            )
+
     @property
     def channel_drop(self) -> float:
         """The dropout that the method has: ``drop`` for dropgen, none for the others."""
         return self.drop if self.method == "dropgen" else 0.0
+
+    def image_alone(self, step: int) -> bool:
+        """Whether ``step`` is one of the first that see the image alone."""
+        return step < round(self.image_first * self.steps)
 
     def summary(self) -> dict[str, object]:
         """Plain JSON types, for checkpoints and the manifest."""
@@ -117,6 +135,9 @@ class TrainConfig:
         with atomic_path(path) as temporary:
             temporary.write_text(to_toml(self.summary()), encoding="utf-8")
 
+
+#: The methods that have an image and features.
+WITH_BOTH = ("dropgen", "concat")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS, "segmentor": SEGMENTORS, "loss": LOSSES, "precision": PRECISIONS,

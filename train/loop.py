@@ -177,6 +177,7 @@ class Run:
 
     def _step(self, forward: Callable[[Tensor], Tensor], image: Tensor, target: Tensor) -> float:
         config = self.config
+        self.network.image_alone = config.image_alone(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = cosine(config.learning_rate, self.step, config.steps)
         with autocast(self.device, config.precision):
@@ -202,9 +203,13 @@ class Run:
         )
 
     def _save(self, dice: float) -> None:
-        """``best.pt`` where this is the best so far, then ``last.pt``."""
-        improved = dice > self.best or not (self.out / "best.pt").is_file()
-        self.best = max(self.best, dice) if not math.isnan(dice) else self.best
+        """``best.pt`` where this is the best so far, then ``last.pt``.
+
+        A network that has seen the image alone is the best only until there is another: it carries over to no scanner.
+        """
+        rivals = not self.config.image_alone(self.step - 1)
+        improved = (rivals and dice > self.best) or not (self.out / "best.pt").is_file()
+        self.best = max(self.best, dice) if rivals and not math.isnan(dice) else self.best
         if self.ranks.first and improved:
             checkpoint.save(self.out / "best.pt", self._content())
         self.save_last()

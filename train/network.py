@@ -152,6 +152,7 @@ class DropGen(nn.Module):
     Dropout takes whole channels, the image's own included, and only while training; survivors are scaled
     by ``1 / (1 - drop)``. Methods: "dropgen"; "concat", the same without dropout; "features", without the
     image and without dropout; "erm", the image alone, without encoder and dropout: the baseline.
+    ``feature_scale`` multiplies the features: below 1 the segmentor takes them in more slowly beside the image.
     (batch, channels, z, y, x) float -> logits (batch, classes, z, y, x) float.
     """
 
@@ -161,12 +162,15 @@ class DropGen(nn.Module):
         encoder: UNetConfig | None,
         drop: float = 0.75,
         method: Method = "dropgen",
+        feature_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if (encoder is not None) != (method != "erm"):
             raise ValueError(f"method {method!r} {'takes no' if method == 'erm' else 'needs an'} encoder")
-        self.method = method
+        self.method, self.feature_scale = method, feature_scale
         self.drop = nn.Dropout3d(drop if method == "dropgen" else 0.0)
+        #: While training: features are zeros, nothing is dropped; see TrainConfig.image_first.
+        self.image_alone = False
         self.segmentor = UNet(segmentor) if isinstance(segmentor, UNetConfig) else MonaiSegmentor(segmentor)
         self.encoder = UNet(encoder) if encoder is not None else None
         if self.encoder is not None:
@@ -208,10 +212,9 @@ class DropGen(nn.Module):
         if self.encoder is None:
             logits: Tensor = self.segmentor(image)
             return logits
-        with torch.no_grad():
-            # Each image channel passes through the single-channel encoder on its own.
-            single = [self.feature_norm(self.encoder(channel)) for channel in image.split(1, dim=1)]
-            features = torch.cat(single, dim=1) if len(single) > 1 else single[0]
+        if self.training and self.image_alone:
+            return self.segmentor(torch.cat([image, self._no_features(image)], dim=1))
+        features = self._features(image)
         if self.method == "features":
             logits = self.segmentor(features)
         else:
@@ -219,11 +222,24 @@ class DropGen(nn.Module):
             logits = self.segmentor(self.drop(torch.cat([image.to(features.dtype), features], dim=1)))
         return logits
 
+    @torch.no_grad()
+    def _features(self, image: Tensor) -> Tensor:
+        """Each image channel passes through the single-channel encoder on its own."""
+        assert self.encoder is not None
+        single = [self.feature_norm(self.encoder(channel)) for channel in image.split(1, dim=1)]
+        features = torch.cat(single, dim=1) if len(single) > 1 else single[0]
+        return features if self.feature_scale == 1 else features * self.feature_scale
+
+    def _no_features(self, image: Tensor) -> Tensor:
+        batch, channels, *edges = image.shape
+        return image.new_zeros(batch, self.segmentor.config.in_channels - channels, *edges)
+
     def description(self) -> dict[str, object]:
         """What :func:`rebuild` needs, as plain JSON types."""
         return {
             "method": self.method,
             "drop": self.drop.p,
+            "feature_scale": self.feature_scale,
             "segmentor": asdict(self.segmentor.config),
             "encoder": asdict(self.encoder.config) if self.encoder is not None else None,
         }
@@ -237,4 +253,5 @@ def rebuild(description: dict) -> DropGen:
         UNetConfig(**encoder) if encoder is not None else None,
         drop=description["drop"],
         method=description["method"],
+        feature_scale=description.get("feature_scale", 1.0),  # older checkpoints have none
     )

@@ -29,7 +29,7 @@ def network(padding: str = "zeros") -> DropGen:
     torch.manual_seed(0)
     encoder = UNetConfig(out_channels=4, width=4, levels=2, padding_mode=padding)  # type: ignore[arg-type]
     segmentor = UNetConfig(5, 3, 4, 2, padding_mode=padding)  # type: ignore[arg-type]
-    made = DropGen(segmentor, encoder, drop=0.5)
+    made = DropGen(segmentor, encoder, drop=0.5, feature_scale=0.1 if padding == "zeros" else 1.0)  # both ways
     for module in made.modules():  # batch norms that do something
         if isinstance(module, torch.nn.BatchNorm3d):
             module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]

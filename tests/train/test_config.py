@@ -48,6 +48,10 @@ def test_assignments() -> None:
     ("options", "message"),
     [
         ({"drop": 1.0}, "drop 1.0"),
+        ({"image_first": 1.0}, "image_first 1.0: accepted is a share from 0"),
+        ({"feature_scale": 0.0}, "feature_scale 0.0: accepted is a number above 0"),
+        ({"image_first": 0.5, "method": "erm"}, "with method 'erm': they are for"),
+        ({"feature_scale": 0.1, "method": "features"}, "with method 'features'"),
         ({"method": "magic"}, "method 'magic': accepted are dropgen, erm, features, concat"),
         ({"segmentor": "magic"}, "segmentor 'magic'"),
         ({"loss": "magic"}, "loss 'magic'"),

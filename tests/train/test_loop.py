@@ -34,8 +34,9 @@ def test_learns_two_labels(balls: Path, encoder: Path, tmp_path: Path) -> None:
     assert np.mean([row["loss"] for row in rows[-10:]]) < 0.6 * rows[0]["loss"]
 
 
-def test_resumed_equals_unbroken(balls: Path, encoder: Path, tmp_path: Path) -> None:
-    whole = run(balls, tmp_path / "whole", CONFIG, encoder)
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, image_first=0.5, feature_scale=0.1)])
+def test_resumed_equals_unbroken(config: TrainConfig, balls: Path, encoder: Path, tmp_path: Path) -> None:
+    whole = run(balls, tmp_path / "whole", config, encoder)
 
     class StopError(Exception):
         pass
@@ -45,12 +46,28 @@ def test_resumed_equals_unbroken(balls: Path, encoder: Path, tmp_path: Path) -> 
             raise StopError
 
     with pytest.raises(StopError):
-        train(balls, tmp_path / "broken", CONFIG, encoder, False, stop)
-    resumed = run(balls, tmp_path / "broken", CONFIG, encoder, resume=True)
+        train(balls, tmp_path / "broken", config, encoder, False, stop)
+    resumed = run(balls, tmp_path / "broken", config, encoder, resume=True)
     assert [row["step"] for row in resumed] == [4, 5, 6]
     assert [row["loss"] for row in resumed] == [row["loss"] for row in whole[3:]]
     first, second = (load_network(tmp_path / name / "last.pt")[0].state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_image_comes_first(balls: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it learned alone is not the best, however well it did: it carries over to no other scanner."""
+    falling = iter([0.9, 0.8, 0.1])
+    monkeypatch.setattr("dropgen_rt.train.loop.validate", lambda *_: np.array([next(falling)]))
+    weights: list[bool] = []
+
+    def look(row: dict) -> None:
+        network = load_network(tmp_path / "run" / "last.pt")[0]
+        weights.append(bool(network.segmentor.model[0].weight[:, 1:].any()))
+
+    config = replace(CONFIG, image_first=0.7, validate_every=2)  # 4 of 6 steps
+    train(balls, tmp_path / "run", config, encoder, False, look)
+    assert weights == [False, False, False, False, False, True]  # last.pt is written every second step
+    assert load_network(tmp_path / "run" / "best.pt")[1]["progress"]["step"] == 6
 
 
 def test_resume_with_other_options_is_refused(balls: Path, encoder: Path, tmp_path: Path) -> None:

@@ -145,6 +145,35 @@ def test_features_never_see_the_image_and_concat_drops_nothing() -> None:
     assert torch.equal(seen[0][:, :1], image) and (seen[0].abs().amax((0, 2, 3, 4)) > 0).all()
 
 
+def test_the_image_alone_while_training_and_told_so() -> None:
+    network, image = dropgen(drop=0.75).train(), torch.rand(2, 1, 16, 16, 16)
+    assert network.encoder is not None
+    seen, encoded = [], []
+    network.segmentor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    network.image_alone = True
+    network(image).sum().backward()
+    assert torch.equal(seen[0][:, :1], image) and seen[0].shape[1] == 17 and not seen[0][:, 1:].any()
+    assert not encoded
+    network.eval()(image)
+    assert encoded and seen[1][:, 1:].any()
+
+
+def test_features_are_scaled_beside_the_image() -> None:
+    image = torch.rand(1, 1, 16, 16, 16)
+    seen = []
+    for scale in (1.0, 0.1):
+        torch.manual_seed(0)
+        network = DropGen(UNetConfig(17, 3, 4, 2, padding_mode="zeros"), SMALL, feature_scale=scale).eval()
+        network.segmentor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        network(image)
+        assert rebuild(network.description()).feature_scale == scale
+    assert torch.equal(seen[0][:, :1], seen[1][:, :1])
+    assert torch.equal(0.1 * seen[0][:, 1:], seen[1][:, 1:])
+    older = {key: value for key, value in network.description().items() if key != "feature_scale"}
+    assert rebuild(older).feature_scale == 1
+
+
 def test_description_rebuilds_the_network() -> None:
     network = dropgen()
     again = rebuild(network.description())
