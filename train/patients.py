@@ -27,15 +27,17 @@ def divided(cases: Sequence[Case]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     few = len(patients) < VALIDATION_SHARE <= len(cases)
     chosen = patients[-1:] if few else patients[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
     validation = tuple(case for patient in chosen for case in patient)
-    return tuple(case for case in cases if case not in validation), validation
+    others = set(validation)
+    return tuple(case for case in cases if case not in others), validation
 
 
 def told(*sides: Sequence[Case]) -> list[str]:
     """For a person: that names tell of patients with several scans; a warning if one is on two ``sides`` of a split."""
-    cases = [case for side in sides for case in side]
+    side_of = {case: index for index, side in enumerate(sides) for case in side}
+    cases = list(side_of)
     patients = by_patient(cases)
     several = [patient for patient in patients if len(patient) > 1]
-    apart = [patient for patient in several if sum(any(case in side for case in patient) for side in sides) > 1]
+    apart = [patient for patient in several if len({side_of[case] for case in patient}) > 1]
     if apart:
         names = ", ".join(case.name for case in apart[0])
         return [
