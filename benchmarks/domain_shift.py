@@ -29,7 +29,7 @@ from dropgen_rt.train.network import DropGen, UNet, UNetConfig
 
 METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25")
 #: "image-first" is dropgen with this share of the steps on the image alone, and features scaled so.
-IMAGE_FIRST = {"image_first": 0.6, "feature_scale": 0.1}
+IMAGE_FIRST = {"image_first": 0.7, "feature_scale": 0.1}
 SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision")
 TEST_BATCH = 8
 BASELINE = "erm"
