@@ -28,8 +28,8 @@ from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig
 
 METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25")
-#: "image-first" is dropgen with this share of the steps on the image alone, and features scaled so.
-IMAGE_FIRST = {"image_first": 0.7, "feature_scale": 0.1}
+#: "image-first" is dropgen with these three of TrainConfig's options.
+IMAGE_FIRST = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
 SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision")
 TEST_BATCH = 8
 BASELINE = "erm"
@@ -172,7 +172,9 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
         chosen = torch.randint(len(images), (arguments.batch,), generator=chance, device=data.device)
         image, target = moved(images[chosen], labels[chosen], chance)
         torch.manual_seed(seed * 1_000_003 + step)
-        network.image_alone = image_first(method) and step < round(IMAGE_FIRST["image_first"] * arguments.steps)
+        if image_first(method):
+            network.image_alone = step < round(IMAGE_FIRST["image_first"] * arguments.steps)
+            network.settling = step >= arguments.steps - round(IMAGE_FIRST["settle"] * arguments.steps)
         with autocast(data.device, arguments.precision):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         loss = loss_of(logits.float(), target)

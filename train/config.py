@@ -67,6 +67,9 @@ class TrainConfig:
     drop: float = 0.75
     feature_scale: float = 1.0  # of the features beside the image; below 1 they are taken in more slowly; paper: 1
     image_first: float = 0.0  # share of the steps on the image alone, before the features come in; paper: none
+    settle: float = (
+        0.0  # share of the steps, the last, that drop nothing: batch norms see what inference will; paper: none
+    )
     width: int = 8  # paper: 20
     levels: int = 4  # paper: 5
     learning_rate: float = 1e-3  # paper: 2e-4, for a hundred times as many steps
@@ -109,6 +112,8 @@ class TrainConfig:
     def _check_image_and_features(self) -> None:
         if not 0 <= self.image_first < 1:
             raise UsageError(f"image_first {self.image_first}: accepted is a share from 0 up to, not including, 1")
+        if self.settle < 0 or round(self.image_first + self.settle, 9) > 1:
+            raise UsageError(f"settle {self.settle}: accepted is a share from 0 to what image_first leaves")
         if not 0 < self.feature_scale <= 1:
             raise UsageError(f"feature_scale {self.feature_scale}: accepted is a number above 0, to 1")
         if (self.image_first, self.feature_scale) != (0, 1) and self.method not in WITH_BOTH:
@@ -125,6 +130,10 @@ class TrainConfig:
     def image_alone(self, step: int) -> bool:
         """Whether ``step`` is one of the first that see the image alone."""
         return step < round(self.image_first * self.steps)
+
+    def settling(self, step: int) -> bool:
+        """Whether ``step`` is one of the last, which drop nothing."""
+        return step >= self.steps - round(self.settle * self.steps)
 
     def summary(self) -> dict[str, object]:
         """Plain JSON types, for checkpoints and the manifest."""

@@ -177,7 +177,7 @@ class Run:
 
     def _step(self, forward: Callable[[Tensor], Tensor], image: Tensor, target: Tensor) -> float:
         config = self.config
-        self.network.image_alone = config.image_alone(self.step)
+        self.network.image_alone, self.network.settling = config.image_alone(self.step), config.settling(self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = cosine(config.learning_rate, self.step, config.steps)
         with autocast(self.device, config.precision):

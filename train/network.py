@@ -169,8 +169,8 @@ class DropGen(nn.Module):
             raise ValueError(f"method {method!r} {'takes no' if method == 'erm' else 'needs an'} encoder")
         self.method, self.feature_scale = method, feature_scale
         self.drop = nn.Dropout3d(drop if method == "dropgen" else 0.0)
-        #: While training: features are zeros, nothing is dropped; see TrainConfig.image_first.
-        self.image_alone = False
+        #: While training: no features and no dropout (TrainConfig.image_first); features without dropout (settle).
+        self.image_alone, self.settling = False, False
         self.segmentor = UNet(segmentor) if isinstance(segmentor, UNetConfig) else MonaiSegmentor(segmentor)
         self.encoder = UNet(encoder) if encoder is not None else None
         if self.encoder is not None:
@@ -219,7 +219,8 @@ class DropGen(nn.Module):
             logits = self.segmentor(features)
         else:
             # Under autocast features are narrow: beside a wide image they would be widened, and then narrowed again.
-            logits = self.segmentor(self.drop(torch.cat([image.to(features.dtype), features], dim=1)))
+            both = torch.cat([image.to(features.dtype), features], dim=1)
+            logits = self.segmentor(both if self.settling else self.drop(both))
         return logits
 
     @torch.no_grad()

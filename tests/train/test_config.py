@@ -49,6 +49,7 @@ def test_assignments() -> None:
     [
         ({"drop": 1.0}, "drop 1.0"),
         ({"image_first": 1.0}, "image_first 1.0: accepted is a share from 0"),
+        ({"settle": 0.6, "image_first": 0.5}, "settle 0.6: accepted is a share from 0 to what image_first leaves"),
         ({"feature_scale": 0.0}, "feature_scale 0.0: accepted is a number above 0"),
         ({"image_first": 0.5, "method": "erm"}, "with method 'erm': they are for"),
         ({"feature_scale": 0.1, "method": "features"}, "with method 'features'"),
@@ -89,6 +90,15 @@ def test_files_and_assignments_that_are_none(tmp_path: Path) -> None:
     for text in ("steps", "a b=3", "=3"):
         with pytest.raises(UsageError, match="accepted is NAME=VALUE"):
             parse_assignments([text])
+
+
+def test_first_and_last_steps() -> None:
+    config = TrainConfig(steps=10, image_first=0.5, settle=0.2)
+    assert [config.image_alone(step) for step in range(10)] == 5 * [True] + 5 * [False]
+    assert [config.settling(step) for step in range(10)] == 8 * [False] + 2 * [True]
+    assert not any(
+        TrainConfig(steps=10).image_alone(step) or TrainConfig(steps=10).settling(step) for step in range(10)
+    )
 
 
 def test_only_dropgen_drops() -> None:

@@ -34,7 +34,7 @@ def test_learns_two_labels(balls: Path, encoder: Path, tmp_path: Path) -> None:
     assert np.mean([row["loss"] for row in rows[-10:]]) < 0.6 * rows[0]["loss"]
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, image_first=0.5, feature_scale=0.1)])
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, image_first=0.5, feature_scale=0.1, settle=0.2)])
 def test_resumed_equals_unbroken(config: TrainConfig, balls: Path, encoder: Path, tmp_path: Path) -> None:
     whole = run(balls, tmp_path / "whole", config, encoder)
 

@@ -159,6 +159,17 @@ def test_the_image_alone_while_training_and_told_so() -> None:
     assert encoded and seen[1][:, 1:].any()
 
 
+def test_settling_drops_nothing_while_batch_norms_learn_on() -> None:
+    network, image = dropgen(drop=0.75).train(), torch.rand(2, 1, 16, 16, 16)
+    seen = []
+    network.segmentor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network.settling = True
+    before = network.segmentor.model[1].running_mean.clone()
+    network(image)
+    assert torch.equal(seen[0][:, :1], image) and (seen[0].abs().amax((2, 3, 4)) > 0).all()
+    assert not torch.equal(network.segmentor.model[1].running_mean, before)
+
+
 def test_features_are_scaled_beside_the_image() -> None:
     image = torch.rand(1, 1, 16, 16, 16)
     seen = []
