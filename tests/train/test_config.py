@@ -96,6 +96,7 @@ def test_first_and_last_steps() -> None:
     config = TrainConfig(steps=10, image_first=0.5, settle=0.2)
     assert [config.image_alone(step) for step in range(10)] == 5 * [True] + 5 * [False]
     assert [config.settling(step) for step in range(10)] == 8 * [False] + 2 * [True]
+    assert TrainConfig(steps=10, image_first=0.9, settle=0.1).settling(9)
     assert not any(
         TrainConfig(steps=10).image_alone(step) or TrainConfig(steps=10).settling(step) for step in range(10)
     )
