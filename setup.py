@@ -69,7 +69,7 @@ class SdistWithViewer(sdist):
         super().run()
 
 
-# One file on each core: a minute instead of two on two cores.
+# One file on each core.
 ParallelCompile(needs_recompile=is_stale).install()
 
 setup(

@@ -23,6 +23,7 @@ from monai.inferers import sliding_window_inference
 from recording import machine, write
 
 from dropgen_rt.train.checkpoint import load_encoder
+from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.device import autocast, move_to
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig
@@ -151,7 +152,7 @@ def make_network(data: Data, encoder: UNet, name: str, seed: int, arguments: arg
     segmentor = UNetConfig(inputs, len(data.labels) + 1, arguments.width, arguments.levels, padding_mode="zeros")
     scale = IMAGE_FIRST["feature_scale"] if image_first(name) else 1.0
     method = kind.replace("image-first", "dropgen")
-    network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), method, scale)  # type: ignore[arg-type]
+    network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), method, scale)
     if network.encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
     move_to(network, data.device)
@@ -166,15 +167,14 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
     optimiser = torch.optim.AdamW(weights, arguments.learning_rate, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, arguments.steps)
     loss_of, losses = make_loss("dice_ce"), []
+    phases = TrainConfig(steps=arguments.steps, **(IMAGE_FIRST if image_first(method) else {}))
     images, labels = few(data.arrays["train"], arguments.subjects, seed)
     chance = torch.Generator(data.device).manual_seed(seed)  # the same crops for every method
     for step in range(arguments.steps):
         chosen = torch.randint(len(images), (arguments.batch,), generator=chance, device=data.device)
         image, target = moved(images[chosen], labels[chosen], chance)
         torch.manual_seed(seed * 1_000_003 + step)
-        if image_first(method):
-            network.image_alone = step < round(IMAGE_FIRST["image_first"] * arguments.steps)
-            network.settling = step >= arguments.steps - round(IMAGE_FIRST["settle"] * arguments.steps)
+        network.image_alone, network.settling = phases.image_alone(step), phases.settling(step)
         with autocast(data.device, arguments.precision):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         loss = loss_of(logits.float(), target)

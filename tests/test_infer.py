@@ -100,7 +100,7 @@ print(peak_resident_bytes())
 """
 
 
-def test_the_prediction_holds_with_the_next_scan_in_memory(make, tmp_path, capsys):
+def test_the_prediction_holds_with_the_next_scan_in_memory(make, tmp_path):
     """Two scans of 2.6 million voxels: reading the second while the first is computed is in the prediction.
 
     In a process of its own, as of test_memory.py.

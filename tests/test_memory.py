@@ -74,7 +74,8 @@ print(json.dumps({"taken": peak_resident_bytes() - predicted.resident, "parts": 
 def test_the_peak_of_the_slab_is_predicted():
     """104 classes over 200 planes: the whole volume's sums would be twelve times the slab's.
 
-    In a process of its own: what earlier tests left behind may go while the road runs, and hide what it takes.
+    Random logits stand in for a network's. In a process of its own: what earlier tests left behind may go while the
+    road runs, and hide what it takes.
     """
     done = subprocess.run([sys.executable, "-c", ROLL], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)

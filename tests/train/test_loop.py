@@ -55,7 +55,10 @@ def test_resumed_equals_unbroken(config: TrainConfig, balls: Path, encoder: Path
 
 
 def test_the_image_comes_first(balls: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what it learned alone is not the best, however well it did: it carries over to no other scanner."""
+    """And what it learned alone is not the best, however well it did: it carries over to no other scanner.
+
+    Validation's Dice is made up, so that it falls when the features come in; the training is a real one.
+    """
     falling = iter([0.9, 0.8, 0.1])
     monkeypatch.setattr("dropgen_rt.train.loop.validate", lambda *_: np.array([next(falling)]))
     weights: list[bool] = []
