@@ -197,8 +197,11 @@ def create(
 
         return OpenVinoEngine(model, precision=precision, threads=threads, compiled=compiled)
     if kind == "onnxruntime":
-        from dropgen_rt.engines.onnxruntime_engine import OnnxRuntimeEngine
+        from dropgen_rt.engines.onnxruntime_engine import OnnxRuntimeEngine, OnnxRuntimeGpuEngine
 
+        # Without a library that speaks to the driver windows and logits pass through the host, as a CPU engine's do.
+        if device != "cpu" and any(other_version(library) is not None for library in ("pycuda", "cuda-bindings")):
+            return OnnxRuntimeGpuEngine(model, precision=precision, device=device)
         return OnnxRuntimeEngine(model, precision=precision, device=device, threads=threads)
     from dropgen_rt.engines.nvidia_engine import NvidiaEngine
 

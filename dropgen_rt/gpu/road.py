@@ -164,6 +164,7 @@ class GpuRoll:
             self.results[self.probability] = road.pinned.empty(shape, np.float32)
         self.windows, self.logits, self.air_logits = 0, 0, 0
         self._make_room()
+        self.waits = bool(getattr(engine, "waits", False))
         infer = partial(engine.infer_device, self.windows, self.logits)
         self.network = NetworkGraph(road.device.graphs(), road.stream, infer) if cuda_graph else None
 
@@ -264,7 +265,7 @@ class GpuRoll:
             if self.network:
                 self.network.infer(count)
             else:
-                self.engine.infer_device(self.windows, logits, count, self.road.stream)
+                self._infer(logits, count)
         except DeviceMemoryError:
             return False
         return True
@@ -285,8 +286,14 @@ class GpuRoll:
             device.upload(self.air_logits, self.kept[-1], stream)
         else:
             device.clear(self.windows, FLOAT * self.channels * self.window_voxels, stream)
-            self.engine.infer_device(self.windows, self.air_logits, 1, stream)
+            self._infer(self.air_logits, 1)
         return self.air_logits
+
+    def _infer(self, logits: int, count: int) -> None:
+        """The engine on ``count`` windows, after what the stream was given for them."""
+        if self.waits:
+            self.road.device.synchronise(self.road.stream)
+        self.engine.infer_device(self.windows, logits, count, self.road.stream)
 
     def _accumulate(self, logits: int, first: int, count: int) -> None:
         for starts, at in self.in_ring:
