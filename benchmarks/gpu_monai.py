@@ -139,9 +139,9 @@ def road_row(device: Device, precision: str) -> dict[str, Any]:
     road, watch = GpuRoad(device, kernels_loaded=True), Stopwatch()
     found: dict[str, Any] = {}
 
-    def ours() -> None:
-        settings = Settings(overlap=0.5, blend="gaussian", skip_air=False)
-        found["ours"], _ = roll_scan(
+    def ours(key: str = "ours", watch: Stopwatch = watch, cuda_graph: bool = False) -> None:
+        settings = Settings(overlap=0.5, blend="gaussian", skip_air=False, cuda_graph=cuda_graph)
+        found[key], _ = roll_scan(
             volume, plan, maps, manifest, settings, engine, watch, lambda done, of: None, lambda line: None, road
         )
 
@@ -153,6 +153,7 @@ def road_row(device: Device, precision: str) -> dict[str, Any]:
         found["theirs"] = stretched.argmax(1).to(torch.uint8).cpu().numpy()[0]
 
     row: dict[str, Any] = {"precision": precision, "windows": len(plan), "ours_s": seconds(ours, ROAD_RUNS)}
+    row |= with_graph(lambda: ours("graph", Stopwatch(), True), found)
     torch.cuda.empty_cache()
     row["monai_s"] = seconds(theirs, ROAD_RUNS)
     windows = torch.zeros((len(plan), 1, *WINDOW), device="cuda").split(BATCH)
@@ -165,6 +166,16 @@ def road_row(device: Device, precision: str) -> dict[str, Any]:
     return row
 
 
+def with_graph(work: Callable[[], object], found: dict[str, Any]) -> dict[str, Any]:
+    """The same with the network as a CUDA graph: its time, and whether labels stay the same in every voxel."""
+    try:
+        row: dict[str, Any] = {"graph_s": seconds(work, ROAD_RUNS)}
+    except Exception as error:  # of the driver or of PyTorch: the rest is measured all the same
+        return {"failed": True, "graph_error": f"{type(error).__name__}: {error}"}
+    same = bool((found["graph"].labels == found["ours"].labels).all())
+    return row | {"graph_labels_equal": same} | ({} if same else {"failed": True})
+
+
 def whole_road(device: Device) -> dict[str, Any]:
     """The whole road in each precision that a GPU is fast in."""
     rows = [road_row(device, precision) for precision in TYPES if precision != "fp32"]
@@ -173,4 +184,6 @@ def whole_road(device: Device) -> dict[str, Any]:
               f"ratio {row['ratio']:.2f}, network alone {row['network_alone_s']:.3f} s, "
               f"{row['labels_in_use']} labels, {100 * row['labels_that_agree']:.2f} % of voxels agree")  # fmt: skip
         print(f"       stages {row['stages_s']}")
-    return {"rows": rows}
+        graph = {key: value for key, value in row.items() if key.startswith("graph")}
+        print(f"       with a CUDA graph: {graph}")
+    return {"rows": rows} | ({"failed": True} if any(row.get("failed") for row in rows) else {})
