@@ -82,6 +82,7 @@ def row_of(kind: str, precision: str, arguments: argparse.Namespace, expected: n
             labels, _ = read_label_map(path)
         except Exception as error:
             return row | {"failed": True, "error": str(error), "said": lines}
+        lines = [line.replace(folder, "FOLDER") for line in lines]
     dice = dice_per_label(labels, expected, int(expected.max()))
     row["mean_dice"], row["least_dice"] = round(float(np.nanmean(dice)), 5), round(float(np.nanmin(dice)), 5)
     row["voxels_that_agree"] = round(float((labels == expected).mean()), 6)

@@ -32,7 +32,7 @@ from dropgen_rt.kernels.architectures import ENTRY_POINTS, THREADS_PER_BLOCK  # 
 from dropgen_rt.kernels.compile import compile_kernels  # noqa: E402
 
 Figures = dict[str, Any]
-LIBRARIES = ("pycuda", "cuda-bindings")
+LIBRARIES = {"pycuda": "pycuda", "cuda-bindings": "cuda"}  # and the module that each brings
 CHECK_SECONDS = 2.0  # per kernel
 
 
@@ -119,10 +119,11 @@ def sections(device: Device, options: argparse.Namespace, figures: Figures) -> d
         found["whole road"] = lambda: gpu_monai.whole_road(device)
     else:
         print("PyTorch or MONAI is not installed: no comparison with it", flush=True)
-    failed = figures.get("libraries_that_failed", {})
-    others = [name for name in LIBRARIES if name != figures["library"] and "not installed" not in failed.get(name, "")]
-    for other in others:
-        found[f"checks through {other}"] = lambda other=other: checks_through_the_other_library(other)
+    for other in (name for name in LIBRARIES if name != figures["library"]):
+        if find_spec(LIBRARIES[other]):
+            found[f"checks through {other}"] = lambda other=other: checks_through_the_other_library(other)
+        else:
+            print(f"{other} is not installed: no checks through it", flush=True)
     return found
 
 

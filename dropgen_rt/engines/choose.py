@@ -134,7 +134,8 @@ def _precisions(kind: Kind, device: str) -> tuple[Precision, ...]:
 
         return supported_precisions()
     if kind == "onnxruntime":
-        return ("fp32",) if device == "cpu" else ("fp16", "fp32")
+        # On a GPU its fp16 convolutions of volumes are the slower ones: benchmarks/gpu_engines.py.
+        return ("fp32",) if device == "cpu" else ("fp32", "fp16")
     return ("fp16", "bf16", "fp32")
 
 
