@@ -21,7 +21,8 @@ from torch_engine import TYPES, TorchEngine
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.gpu import Device
 from dropgen_rt.gpu.buffers import Buffers
-from dropgen_rt.gpu.road import GpuRoad, roll_on_gpu
+from dropgen_rt.gpu.road import GpuRoad
+from dropgen_rt.gpu.roll import roll_on_gpu
 from dropgen_rt.gpu.scan import choose_batch, roll_scan
 from dropgen_rt.kernels import Normalisation
 from dropgen_rt.manifest import Intensity, Label, Manifest

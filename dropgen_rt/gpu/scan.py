@@ -9,7 +9,8 @@ from dropgen_rt.errors import DeviceError, UsageError
 from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, open_device
 from dropgen_rt.gpu.logits import waiting_windows, window_bytes
-from dropgen_rt.gpu.road import GpuRoad, roll_on_gpu
+from dropgen_rt.gpu.road import GpuRoad
+from dropgen_rt.gpu.roll import roll_on_gpu
 from dropgen_rt.kernels import AxisMap, Taps
 from dropgen_rt.kernels.launch import MOST_SUMS
 from dropgen_rt.kernels.resample import VOXEL_TYPES

@@ -9,7 +9,7 @@ from cuda_on_host import CXX, HostDevice, build
 from dropgen_rt import slide
 from dropgen_rt.errors import DeviceError, DeviceMemoryError, MemoryLimitError
 from dropgen_rt.geometry import Geometry
-from dropgen_rt.gpu import road
+from dropgen_rt.gpu import roll
 from dropgen_rt.gpu.road import GpuRoad
 from dropgen_rt.gpu.scan import choose_batch, roll_scan
 from dropgen_rt.kernels import AxisMap
@@ -167,7 +167,7 @@ def test_a_network_out_of_memory_gets_smaller_batches(device, largest, later, ed
 
 def test_air_between_windows_that_wait(device, monkeypatch):
     """Every third window counts as air, wherever it lies."""
-    for module, name in ((road, "are_air"), (slide, "air_windows")):
+    for module, name in ((roll, "are_air"), (slide, "air_windows")):
         monkeypatch.setattr(module, name, lambda image, starts, *rest: np.arange(len(starts)) % 3 == 1)
     expected, found = both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), HostNetwork())
     assert found.labels.tobytes() == expected.labels.tobytes()
