@@ -136,7 +136,9 @@ def _segment(
         done += windows
         progress(done, of)
 
-    run = _roll_on_gpu if hasattr(engine, "infer_device") else _roll_on_cpu
+    # Of the engines of a GPU those that take another window than the model's take it from the host.
+    on_gpu = hasattr(engine, "infer_device") and window == manifest.window
+    run = _roll_on_gpu if on_gpu else _roll_on_cpu
     found, memory = run(volume, plan, maps, manifest, settings, engine, watch, count, announce)
     with watch.stage("finalise"):
         labels, best = found.labels, found.probability
@@ -186,7 +188,7 @@ def _window(working: Geometry, native: Geometry, manifest: Manifest, settings: S
     require_possible(wish, manifest)
     if wish is None or wish == manifest.window:
         return manifest.window
-    if hasattr(engine, "infer_device"):
+    if hasattr(engine, "infer_device") and not getattr(engine, "any_window", False):
         raise UsageError(f"window: {engine.name} was built for {manifest.window}; leave --window out, or use the CPU")
     if wish != "auto":
         return wish

@@ -208,6 +208,8 @@ def missing(found: Survey) -> list[str]:
                   if not runs_on(kind, gpu.capability)]  # fmt: skip
     if found.gpus and not has_cuda_provider():
         lines.append(f"onnxruntime on CUDA: its GPU wheel is not installed ({CUDA_PROVIDER_HINT})")
+    elif found.gpus and all(other_version(library) is None for library in ("pycuda", "cuda-bindings")):
+        lines.append("onnxruntime on CUDA: windows pass through the host (pip install 'dropgen-rt[cuda]')")
     return lines
 
 

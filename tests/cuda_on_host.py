@@ -106,6 +106,7 @@ class HostDevice:
         self.held: dict[int, Guarded] = {}
         self.launched: list[str] = []
         self.recorder = HostGraphs()
+        self.unawaited = 0  # what was enqueued since somebody waited
         self._under_way: list[tuple[np.ndarray, np.ndarray]] = []
 
     def allocate(self, size):
@@ -124,6 +125,7 @@ class HostDevice:
 
     def upload(self, address, array, stream=0):
         assert array.flags.c_contiguous
+        self.unawaited += 1
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def download(self, array, address, stream=0):
@@ -136,6 +138,7 @@ class HostDevice:
         ctypes.memmove(to, source, size)
 
     def clear(self, address, size, stream=0):
+        self.unawaited += 1
         ctypes.memset(address, 0, size)
 
     def clear_rows(self, address, pitch, width, height, stream=0):
@@ -150,6 +153,7 @@ class HostDevice:
         for array, found in self._under_way:
             array[...] = found
         self._under_way.clear()
+        self.unawaited = 0
 
     def event(self):
         return 1
@@ -168,6 +172,7 @@ class HostDevice:
 
     def launch(self, launch: Launch, stream=0):
         self.launched.append(launch.entry)
+        self.unawaited += 1
         held = [np.asarray([argument]) for argument in launch.arguments]
         parameters = (ctypes.c_void_p * len(held))(*(value.ctypes.data for value in held))
         grid = (ctypes.c_uint * 3)(*launch.grid)

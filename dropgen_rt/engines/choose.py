@@ -46,7 +46,9 @@ def choose(kind: str = "auto", precision: str = "auto", device: str = "auto", fo
     where = _device(engine, device, found)
     offered = _precisions(engine, where)
     if precision == "auto":
-        return Choice(engine, where, offered, f"{reason}; precision auto: {_why(engine, offered)}")
+        # From the first to fp32: there is none wider to go on to.
+        tried = offered[: offered.index("fp32") + 1]
+        return Choice(engine, where, tried, f"{reason}; precision auto: {_why(engine, offered)}")
     chosen = next((item for item in PRECISIONS if item == precision), None)
     if chosen not in offered:
         raise PrecisionError(
@@ -134,7 +136,7 @@ def _precisions(kind: Kind, device: str) -> tuple[Precision, ...]:
 
         return supported_precisions()
     if kind == "onnxruntime":
-        # On a GPU its fp16 convolutions of volumes are the slower ones: benchmarks/gpu_engines.py.
+        # fp32 first: over one scan fp16 took longer (benchmarks/gpu_engines.py).
         return ("fp32",) if device == "cpu" else ("fp32", "fp16")
     return ("fp16", "bf16", "fp32")
 
@@ -200,8 +202,7 @@ def create(
     if kind == "onnxruntime":
         from dropgen_rt.engines.onnxruntime_engine import OnnxRuntimeEngine, OnnxRuntimeGpuEngine
 
-        # Without a library that speaks to the driver windows and logits pass through the host, as a CPU engine's do.
-        if device != "cpu" and any(other_version(library) is not None for library in ("pycuda", "cuda-bindings")):
+        if device != "cpu" and _stays_on_gpu(device):
             return OnnxRuntimeGpuEngine(model, precision=precision, device=device)
         return OnnxRuntimeEngine(model, precision=precision, device=device, threads=threads)
     from dropgen_rt.engines.nvidia_engine import NvidiaEngine
@@ -209,3 +210,12 @@ def create(
     if compiled is None:
         raise UsageError(f"engine {kind}: build it first with dropgen-rt build-engine --engine {kind}")
     return NvidiaEngine(model, kind, precision, device, compiled, runtime_cache)
+
+
+def _stays_on_gpu(device: str) -> bool:
+    """Whether ONNX Runtime can work on the GPU's road; else windows and logits pass through the host."""
+    from dropgen_rt.gpu.device import has_library
+    from dropgen_rt.gpu.images import has_kernels
+
+    gpu = _require_gpu(device, survey())
+    return has_library() and has_kernels(gpu.capability)

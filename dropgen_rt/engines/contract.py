@@ -47,8 +47,8 @@ class DeviceEngine(Engine, Protocol):
         (batch, classes, z, y, x), both multiples of 256; logits are half or bfloat16 where the engine's ``logit_type``
         says "f16" or "bf16". ``stream`` is a CUDA stream handle. Both must live until the stream is there.
 
-        An engine whose ``waits`` is true computes on a stream of its own: what was enqueued on ``stream`` must be
-        done before the call, and the logits are there when it returns. No CUDA graph can hold it.
+        An engine whose ``own_stream`` is true (those without it: false) does not enqueue: what was given to ``stream``
+        must be done before the call, and the logits are there when it returns. No CUDA graph can hold it.
         """
         ...
 

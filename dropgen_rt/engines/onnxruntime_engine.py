@@ -96,10 +96,11 @@ class OnnxRuntimeEngine:
 
 
 class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
-    """On a GPU windows and logits stay on it: ``infer_device`` is handed their addresses."""
+    """On a GPU windows and logits stay on it: ``infer_device`` is handed their addresses (see DeviceEngine)."""
 
-    #: It computes on a stream of its own: see DeviceEngine.
-    waits = True
+    own_stream = True
+    #: ``infer_device`` takes the manifest's window; ``infer`` any that the graph takes.
+    any_window = True
 
     def __init__(self, model: Model, *, precision: Precision, device: str) -> None:
         super().__init__(model, precision=precision, device=device)
@@ -134,7 +135,7 @@ class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
 
 
 # Its own allocator's words, the CUDA runtime's, and those of the libraries that it calls.
-_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED")
+_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 def _last(error: Exception) -> str:

@@ -104,16 +104,27 @@ class Device(Protocol):
         ...
 
 
+def has_library() -> bool:
+    """Whether a library that speaks to the driver is installed."""
+    return any(map(_is_installed, ("pycuda", "cuda-bindings")))
+
+
+def _is_installed(library: str) -> bool:
+    if library == "pycuda":
+        return find_spec("pycuda") is not None
+    return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
+
+
 def open_device(number: int = 0, library: str | None = None) -> Device:
     """The GPU ``cuda:number``, through pycuda, or through NVIDIA's cuda-bindings where pycuda is not installed.
 
     Raises DeviceError if there is no such GPU, no driver, or neither library.
     """
-    if library in (None, "pycuda") and find_spec("pycuda"):
+    if library in (None, "pycuda") and _is_installed("pycuda"):
         from dropgen_rt.gpu.pycuda_device import PycudaDevice
 
         return PycudaDevice(number)
-    if library in (None, "cuda-bindings") and find_spec("cuda") and find_spec("cuda.bindings"):
+    if library in (None, "cuda-bindings") and _is_installed("cuda-bindings"):
         from dropgen_rt.gpu.bindings_device import BindingsDevice
 
         return BindingsDevice(number)

@@ -79,7 +79,6 @@ class GpuRoll:
             self.results[self.probability] = road.pinned.empty(shape, np.float32)
         self.windows, self.logits, self.air_logits = 0, 0, 0
         self._make_room()
-        self.waits = bool(getattr(engine, "waits", False))
         infer = partial(engine.infer_device, self.windows, self.logits)
         self.network = NetworkGraph(road.device.graphs(), road.stream, infer) if cuda_graph else None
 
@@ -186,27 +185,33 @@ class GpuRoll:
         return True
 
     def _of_air(self) -> int:
-        """The network's answer to a window of zeros, or what stands for background; made once."""
-        if self.air_logits:
-            return self.air_logits
-        device, stream = self.road.device, self.road.stream
+        """The network's answer to a window of zeros, or what stands for background; made once, with less if need be."""
         while not self.air_logits:
+            made = 0
             try:
-                self.air_logits = device.allocate(self._logit_bytes())
+                made = self.road.device.allocate(self._logit_bytes())
+                self._answer_to_air(made)
             except DeviceMemoryError:
+                if made:
+                    self.road.device.release(made)
                 self._shrink()
+            else:
+                self.air_logits = made
+        return self.air_logits
+
+    def _answer_to_air(self, logits: int) -> None:
+        device, stream = self.road.device, self.road.stream
         if self.air == "background":
             self.kept.append(np.full(self.window_voxels, ONE[self.logit_type]))
-            device.clear(self.air_logits, self._logit_bytes(), stream)
-            device.upload(self.air_logits, self.kept[-1], stream)
+            device.clear(logits, self._logit_bytes(), stream)
+            device.upload(logits, self.kept[-1], stream)
         else:
             device.clear(self.windows, FLOAT * self.channels * self.window_voxels, stream)
-            self._infer(self.air_logits, 1)
-        return self.air_logits
+            self._infer(logits, 1)
 
     def _infer(self, logits: int, count: int) -> None:
         """The engine on ``count`` windows, after what the stream was given for them."""
-        if self.waits:
+        if getattr(self.engine, "own_stream", False):
             self.road.device.synchronise(self.road.stream)
         self.engine.infer_device(self.windows, logits, count, self.road.stream)
 

@@ -81,7 +81,7 @@ def roll_scan(
     Raises DeviceError if the GPU stops answering, MemoryLimitError if the scan does not fit, and UsageError for a CUDA
     graph of an engine that none can hold.
     """
-    if settings.cuda_graph and getattr(engine, "waits", False):
+    if settings.cuda_graph and getattr(engine, "own_stream", False):
         raise UsageError(f"--cuda-graph: {engine.name} computes on its own stream, which no graph holds; leave it out")
     road = road or road_on(engine.device)
     native = (len(maps[0]), len(maps[1]), len(maps[2]))

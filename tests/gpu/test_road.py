@@ -174,6 +174,25 @@ def test_air_between_windows_that_wait(device, monkeypatch):
     assert found.skipped == expected.skipped > 20
 
 
+def test_memory_that_runs_out_at_air_makes_batches_smaller(device, monkeypatch):
+    """The first window counts as air, and the network's first answer is that memory is out."""
+
+    class Refusing(HostNetwork):
+        refused = False
+
+        def infer_device(self, windows, logits, batch, stream):
+            if not self.refused:
+                self.refused = True
+                raise DeviceMemoryError("too much at once")
+            super().infer_device(windows, logits, batch, stream)
+
+    for module, name in ((roll, "are_air"), (slide, "air_windows")):
+        monkeypatch.setattr(module, name, lambda image, starts, *rest: np.arange(len(starts)) % 3 == 0)
+    network = Refusing()
+    expected, found = both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), network)
+    assert network.refused and found.labels.tobytes() == expected.labels.tobytes()
+
+
 def test_a_network_that_never_fits_is_refused(device):
     with pytest.raises(DeviceMemoryError, match=r"one window of .* does not fit beside"):
         both(device, head((60, 44, 50), (1.5, 1.5, 1.5)), Settings(), HostNetwork(0))
