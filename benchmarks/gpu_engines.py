@@ -20,7 +20,8 @@ from recording import write
 
 from dropgen_rt import Settings, open_engine, open_named, segment
 from dropgen_rt.cli import main as command
-from dropgen_rt.engines.choose import _ON_GPUS, choose
+from dropgen_rt.engines.choose import Choice, choose
+from dropgen_rt.engines.contract import KINDS, PRECISIONS
 from dropgen_rt.errors import DropgenError
 from dropgen_rt.evaluate import dice_per_label
 from dropgen_rt.gpu import open_device
@@ -28,7 +29,7 @@ from dropgen_rt.store import HOME_VARIABLE
 from dropgen_rt.survey import library_version
 from dropgen_rt.volume import read_label_map
 
-DEVICE, PRECISIONS, RUNS = "cuda:0", ("fp16", "bf16", "fp32"), 3
+DEVICE, RUNS = "cuda:0", 3
 # Least mean Dice of a GPU's labels against the CPU's in fp32: the gate's own limit for a narrow precision.
 LEAST_DICE = 0.995
 
@@ -44,7 +45,7 @@ def main() -> None:
     with open_engine(model, "cpu", engine="onnxruntime", precision="fp32") as engine:
         expected = segment(arguments.scan, model, Settings(), engine=engine).labels.array[0]
     cpu_s = time.perf_counter() - began
-    rows = [row_of(kind, precision, arguments, expected) for kind, precision in offered()]
+    rows = [row_of(choice, arguments, expected) for choice in offered()]
     for row in rows:
         print(" ".join(f"{key} {value}" for key, value in row.items() if key != "said"), flush=True)
     about = {"name": gpu.name, "driver": gpu.driver, "library": gpu.library}
@@ -52,23 +53,24 @@ def main() -> None:
     raise SystemExit(1 if not rows or any(row.get("failed") for row in rows) else 0)
 
 
-def offered() -> list[tuple[str, str]]:
-    """Engine and precision, of what is installed here."""
+def offered() -> list[Choice]:
+    """Each engine and precision that runs on this GPU here; why the others do not is printed."""
     found = []
-    for kind in _ON_GPUS:
+    for kind in KINDS:
         for precision in PRECISIONS:
             try:
-                found.append((kind, choose(kind, precision, DEVICE).precisions[0]))
+                found.append(choose(kind, precision, DEVICE))
             except DropgenError as error:
                 print(f"{kind} {precision}: {error}")
-    return [(str(kind), str(precision)) for kind, precision in found]
+    return found
 
 
-def row_of(kind: str, precision: str, arguments: argparse.Namespace, expected: np.ndarray) -> dict[str, Any]:
-    row: dict[str, Any] = {"engine": kind, "version": library_version(kind), "precision": precision}  # type: ignore[arg-type]
+def row_of(choice: Choice, arguments: argparse.Namespace, expected: np.ndarray) -> dict[str, Any]:
+    kind, precision = choice.kind, choice.precisions[0]
+    row: dict[str, Any] = {"engine": kind, "version": library_version(kind), "precision": precision}
+    lines: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ[HOME_VARIABLE] = folder
-        lines: list[str] = []
         try:
             build = ["build-engine", arguments.model, "--engine", kind, "--precision", precision, "--device", DEVICE]
             row["build_s"] = timed(build, lines)
@@ -82,7 +84,6 @@ def row_of(kind: str, precision: str, arguments: argparse.Namespace, expected: n
             labels, _ = read_label_map(path)
         except Exception as error:
             return row | {"failed": True, "error": str(error), "said": lines}
-        lines = [line.replace(folder, "FOLDER") for line in lines]
     dice = dice_per_label(labels, expected, int(expected.max()))
     row["mean_dice"], row["least_dice"] = round(float(np.nanmean(dice)), 5), round(float(np.nanmin(dice)), 5)
     row["voxels_that_agree"] = round(float((labels == expected).mean()), 6)

@@ -28,11 +28,11 @@ import numpy as np  # noqa: E402
 from recording import machine  # noqa: E402
 
 from dropgen_rt.gpu import Device, open_device  # noqa: E402
+from dropgen_rt.gpu.device import LIBRARIES, is_installed  # noqa: E402
 from dropgen_rt.kernels.architectures import ENTRY_POINTS, THREADS_PER_BLOCK  # noqa: E402
 from dropgen_rt.kernels.compile import compile_kernels  # noqa: E402
 
 Figures = dict[str, Any]
-LIBRARIES = {"pycuda": "pycuda", "cuda-bindings": "cuda"}  # and the module that each brings
 CHECK_SECONDS = 2.0  # per kernel
 
 
@@ -120,7 +120,7 @@ def sections(device: Device, options: argparse.Namespace, figures: Figures) -> d
     else:
         print("PyTorch or MONAI is not installed: no comparison with it", flush=True)
     for other in (name for name in LIBRARIES if name != figures["library"]):
-        if find_spec(LIBRARIES[other]):
+        if is_installed(other):
             found[f"checks through {other}"] = lambda other=other: checks_through_the_other_library(other)
         else:
             print(f"{other} is not installed: no checks through it", flush=True)

@@ -193,7 +193,9 @@ def cores() -> int:
 
 
 def missing(found: Survey) -> list[str]:
-    """For each engine that cannot run here: what is missing and how to get it."""
+    """For each engine that cannot run here, or not at its best: what is missing and how to get it."""
+    from dropgen_rt.gpu.device import has_library
+
     lines = []
     for kind in KINDS:
         needs_gpu = kind in ("tensorrt", "rtx")
@@ -208,7 +210,7 @@ def missing(found: Survey) -> list[str]:
                   if not runs_on(kind, gpu.capability)]  # fmt: skip
     if found.gpus and not has_cuda_provider():
         lines.append(f"onnxruntime on CUDA: its GPU wheel is not installed ({CUDA_PROVIDER_HINT})")
-    elif found.gpus and all(other_version(library) is None for library in ("pycuda", "cuda-bindings")):
+    elif found.gpus and not has_library():
         lines.append("onnxruntime on CUDA: windows pass through the host (pip install 'dropgen-rt[cuda]')")
     return lines
 

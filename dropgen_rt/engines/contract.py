@@ -48,7 +48,8 @@ class DeviceEngine(Engine, Protocol):
         says "f16" or "bf16". ``stream`` is a CUDA stream handle. Both must live until the stream is there.
 
         An engine whose ``own_stream`` is true (those without it: false) does not enqueue: what was given to ``stream``
-        must be done before the call, and the logits are there when it returns. No CUDA graph can hold it.
+        must be done before the call, and the logits are there when it returns. No CUDA graph can hold it. Windows are
+        of the manifest's size; where ``any_window`` is true, ``infer`` takes others.
         """
         ...
 

@@ -98,9 +98,7 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeGpuEngine(OnnxRuntimeEngine):
     """On a GPU windows and logits stay on it: ``infer_device`` is handed their addresses (see DeviceEngine)."""
 
-    own_stream = True
-    #: ``infer_device`` takes the manifest's window; ``infer`` any that the graph takes.
-    any_window = True
+    own_stream = any_window = True
 
     def __init__(self, model: Model, *, precision: Precision, device: str) -> None:
         super().__init__(model, precision=precision, device=device)

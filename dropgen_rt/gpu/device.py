@@ -104,12 +104,17 @@ class Device(Protocol):
         ...
 
 
+#: What speaks to the driver, the first choice first.
+LIBRARIES = ("pycuda", "cuda-bindings")
+
+
 def has_library() -> bool:
     """Whether a library that speaks to the driver is installed."""
-    return any(map(_is_installed, ("pycuda", "cuda-bindings")))
+    return any(map(is_installed, LIBRARIES))
 
 
-def _is_installed(library: str) -> bool:
+def is_installed(library: str) -> bool:
+    """Whether this one of LIBRARIES is installed."""
     if library == "pycuda":
         return find_spec("pycuda") is not None
     return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
@@ -120,11 +125,11 @@ def open_device(number: int = 0, library: str | None = None) -> Device:
 
     Raises DeviceError if there is no such GPU, no driver, or neither library.
     """
-    if library in (None, "pycuda") and _is_installed("pycuda"):
+    if library in (None, "pycuda") and is_installed("pycuda"):
         from dropgen_rt.gpu.pycuda_device import PycudaDevice
 
         return PycudaDevice(number)
-    if library in (None, "cuda-bindings") and _is_installed("cuda-bindings"):
+    if library in (None, "cuda-bindings") and is_installed("cuda-bindings"):
         from dropgen_rt.gpu.bindings_device import BindingsDevice
 
         return BindingsDevice(number)

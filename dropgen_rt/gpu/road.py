@@ -14,13 +14,7 @@ from dropgen_rt.gpu.buffers import Buffers, PinnedArrays
 from dropgen_rt.gpu.device import Device, address_of
 from dropgen_rt.gpu.images import load_kernels
 from dropgen_rt.kernels import Normalisation, Taps
-from dropgen_rt.kernels.launch import (
-    HISTOGRAM_COPIES,
-    Launch,
-    extremes_launch,
-    histogram_launch,
-    resample_launch,
-)
+from dropgen_rt.kernels.launch import HISTOGRAM_COPIES, Launch, extremes_launch, histogram_launch, resample_launch
 from dropgen_rt.kernels.reduce import extremes_of_keys, no_extremes, percentiles_of
 
 FLOAT = 4

@@ -20,12 +20,7 @@ from dropgen_rt.gpu.logits import ALIGNMENT, ONE, window_bytes, windows_of_layer
 from dropgen_rt.gpu.road import FLOAT, GpuRoad
 from dropgen_rt.kernels import AxisMap, Normalisation
 from dropgen_rt.kernels.accumulate import bounding_box
-from dropgen_rt.kernels.launch import (
-    AxisTables,
-    accumulate_launch,
-    finalise_launch,
-    gather_launch,
-)
+from dropgen_rt.kernels.launch import AxisTables, accumulate_launch, finalise_launch, gather_launch
 from dropgen_rt.record import Stopwatch
 from dropgen_rt.rolling import Layer, layers, ring_depth
 from dropgen_rt.slide import Rolled, at_z, batches

@@ -4,6 +4,9 @@ Everything that the command line does for such an engine runs, but the provider 
 that run it on a GPU.
 """
 
+from functools import partial
+
+import made_up_gpu
 import pytest
 from click.testing import CliRunner
 
@@ -11,24 +14,13 @@ from dropgen_rt.cli import main
 from dropgen_rt.engine_files import records
 from dropgen_rt.engines import open_engine
 from dropgen_rt.store import open_named
-from dropgen_rt.survey import Gpu, Survey
 
 
 @pytest.fixture
 def gpu(home, monkeypatch):
-    """A survey that finds one GPU, and "CUDA" that computes on the CPU; a function that changes the driver."""
-
-    def driver(version):
-        found = Survey((Gpu(0, "Made-up GPU", "90", 2**36),), "13.0", "", version)
-        for module in ("survey", "build", "engines.choose"):
-            monkeypatch.setattr(f"dropgen_rt.{module}.survey", lambda: found)
-
-    driver("580.1")
-    monkeypatch.setattr("dropgen_rt.engines.choose.has_cuda_provider", lambda: True)
-    engine = "dropgen_rt.engines.onnxruntime_engine"
-    monkeypatch.setattr(f"{engine}._PROVIDERS", dict.fromkeys(("cpu", "cuda"), "CPUExecutionProvider"))
-    monkeypatch.setattr(f"{engine}._then_cpu", lambda kind: [])
-    return driver
+    """The made-up GPU; a function that changes its driver."""
+    made_up_gpu.put_in_place(monkeypatch)
+    return partial(made_up_gpu.put_in_place, monkeypatch)
 
 
 def run(*arguments):

@@ -3,6 +3,7 @@
 The provider reads and writes the emulated device's memory by address, as CUDA's does a GPU's.
 """
 
+import made_up_gpu
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  it is sitk everywhere
@@ -17,7 +18,6 @@ from dropgen_rt.gpu import scan
 from dropgen_rt.gpu.images import has_kernels
 from dropgen_rt.manifest import METADATA_KEY
 from dropgen_rt.model import read_model
-from dropgen_rt.survey import Gpu, Survey
 from dropgen_rt.volume import read_label_map
 
 pytestmark = pytest.mark.skipif(CXX is None, reason="no g++ to run the CUDA files on the CPU")
@@ -30,17 +30,10 @@ def device(tmp_path_factory):
 
 @pytest.fixture
 def gpu(home, monkeypatch, device):
-    """A GPU that a survey finds, the emulated device behind it, and the CPU's memory in the place of CUDA's."""
-    found = Survey((Gpu(0, "Made-up GPU", "90", 2**36),), "13.0", "", "580.1")
-    for module in ("survey", "build", "engines.choose"):
-        monkeypatch.setattr(f"dropgen_rt.{module}.survey", lambda: found)
-    monkeypatch.setattr("dropgen_rt.engines.choose.has_cuda_provider", lambda: True)
+    """The made-up GPU, whose driver's library and kernels count as installed, and the emulated device behind it."""
+    made_up_gpu.put_in_place(monkeypatch)
     monkeypatch.setattr("dropgen_rt.gpu.device.has_library", lambda: True)
     monkeypatch.setattr("dropgen_rt.gpu.images.has_kernels", lambda capability: True)
-    engine = "dropgen_rt.engines.onnxruntime_engine"
-    monkeypatch.setattr(f"{engine}._PROVIDERS", dict.fromkeys(("cpu", "cuda"), "CPUExecutionProvider"))
-    monkeypatch.setattr(f"{engine}._MEMORY", dict.fromkeys(("cpu", "cuda"), "cpu"))
-    monkeypatch.setattr(f"{engine}._then_cpu", lambda kind: [])
     monkeypatch.setattr(scan, "_ROADS", {})
     monkeypatch.setattr(scan, "open_device", lambda number: device)
     monkeypatch.setattr("dropgen_rt.gpu.road.load_kernels", lambda device: None)
@@ -133,14 +126,14 @@ def test_a_cuda_graph_is_refused(gpu, model_file, make, tmp_path):
     [
         ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 7", DeviceMemoryError),
         ("CUDA failure 2: out of memory ; GPU=0", DeviceMemoryError),
-        ("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED", DeviceMemoryError),
+        ("CUDNN failure 2: CUDNN_STATUS_ALLOC_FAILED", DeviceMemoryError),
         ("CUDNN failure 4004: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", DeviceMemoryError),
         ("first line\nCUDA failure 719: unspecified launch failure", DeviceError),
         ("", DeviceError),
     ],
 )
 def test_what_fails_on_the_gpu_says_whether_memory_was_out(gpu, model_file, message, kind):
-    class Session:
+    class Session:  # stands for one that a GPU has failed
         def io_binding(self):
             return self
 
