@@ -5,7 +5,8 @@
 Bytes are what the operation must move: every input once, every output once. The copy is NumPy's, one thread per core,
 into memory that exists already; it runs between the kernels, so that the ratio holds on a machine that others use too.
 Before each there is a rest: OpenMP's threads wait for their next work in a loop, which holds up a copy right after a
-kernel.
+kernel. The threads of both are bound to a core each: two that wake up after a rest often find themselves on one core,
+and stay there for milliseconds, as long as a kernel takes. What is timed begins when they are awake.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 from recording import write
@@ -46,20 +48,35 @@ def noise(*shape: int) -> np.ndarray:
     return RNG.random(shape, dtype=np.float32)
 
 
-def timed(work: Callable[[], object]) -> float:
+def timed(work: Callable[[], object], wake: Callable[[], object]) -> float:
     time.sleep(REST_SECONDS)
+    wake()
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def copier(size: int = 2**28) -> Callable[[], object]:
-    """A copy of ``size`` bytes, a piece per core."""
-    cores = len(os.sched_getaffinity(0))
+def bind(work: Callable[[], object], cores: list[int]) -> None:
+    """The threads that ``work`` starts and waits with, this one first, each to one of ``cores``."""
+    tasks = Path("/proc/self/task")
+    before = set(tasks.iterdir())
+    work()
+    started = sorted(int(task.name) for task in set(tasks.iterdir()) - before)
+    for thread, core in zip([0, *started], cores, strict=True):
+        os.sched_setaffinity(thread, {core})
+
+
+def copier(cores: list[int], size: int = 2**28) -> tuple[Callable[[], object], Callable[[], object]]:
+    """What copies ``size`` bytes, a piece per core, and what wakes its threads."""
     source, to = RNG.integers(0, 255, size, np.uint8), np.zeros(size, np.uint8)
-    pieces = [slice(size * i // cores, size * (i + 1) // cores) for i in range(cores)]
-    pool = ThreadPoolExecutor(cores)
-    return lambda: list(pool.map(lambda piece: np.copyto(to[piece], source[piece]), pieces))
+    pieces = [slice(size * i // len(cores), size * (i + 1) // len(cores)) for i in range(len(cores))]
+    free, everyone = iter(cores), Barrier(len(cores))
+    pool = ThreadPoolExecutor(len(cores), initializer=lambda: os.sched_setaffinity(0, {next(free)}))
+
+    def copy(piece: slice) -> None:
+        np.copyto(to[piece], source[piece])
+
+    return lambda: list(pool.map(copy, pieces)), lambda: list(pool.map(lambda _: everyone.wait(), cores))
 
 
 def stretched(extent: int, count: int) -> AxisMap:
@@ -121,12 +138,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    copy, work = copier(), cases()
+    cores, work = sorted(os.sched_getaffinity(0)), cases()
+    copy, wake_copy = copier(cores)
+    little = noise(len(cores), 64, 1024)
+
+    def wake() -> None:
+        histogram(little, 21, 11, 0)
+
+    bind(wake, cores)
     pairs: list[list[tuple[float, float]]] = [[] for _ in work]
     # Rounds over all kernels: what else a machine does comes and goes by the minute.
     for _, (found, case) in product(range(ROUNDS), zip(pairs, work, strict=True)):
-        timed(case[3]), timed(copy)
-        found += [(timed(copy), timed(case[3])) for _ in range(RUNS)]
+        timed(case[3], wake), timed(copy, wake_copy)
+        found += [(timed(copy, wake_copy), timed(case[3], wake)) for _ in range(RUNS)]
+    os.sched_setaffinity(0, cores)
     rows = []
     for found, (kernel, what, moved, _) in zip(pairs, work, strict=True):
         shares = [moved / ours / (2 * 2**28 / theirs) for theirs, ours in found]

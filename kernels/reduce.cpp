@@ -127,9 +127,16 @@ constexpr int64_t PIECE = 1024;       // digits found at once: a page of values
 constexpr int AT_ONCE = 16;           // digits counted at once: a cache line of values
 constexpr int64_t TURN = 64 * PIECE;  // values that a thread takes at a time: cores may not be equally fast
 
+// Half the width of the result, so that twice the bins stay in the first cache; a block of values cannot overflow it.
+using Count = uint32_t;
+constexpr int64_t BLOCK = int64_t(1) << 31;
+
 // Counts from one table to the next: the last bin takes what does not count. Half a kilobyte more than a multiple of
 // 4 KiB, for a load waits for a store before it whose address has the same last 12 bits, as if it were the same one.
-inline int64_t table_step(int64_t bins) { return (bins + 1 + 511) / 512 * 512 + 64; }
+inline int64_t table_step(int64_t bins) {
+    constexpr int64_t PAGE = 4096 / sizeof(Count);
+    return (bins + 1 + PAGE - 1) / PAGE * PAGE + PAGE / 8;
+}
 
 // The digit of each value, or `bins` for a value whose higher bits are not the prefix's.
 DROPGEN_ROW digits_of(const float* __restrict in, int64_t count, Digit digit, uint32_t bins,
@@ -145,7 +152,7 @@ DROPGEN_ROW digits_of(const float* __restrict in, int64_t count, Digit digit, ui
 }
 
 // `tables` is (TABLES, table_step(bins)).
-void count_digits(const float* in, int64_t count, const Digit& digit, uint32_t bins, int64_t* tables) {
+void count_digits(const float* in, int64_t count, const Digit& digit, uint32_t bins, Count* tables) {
     alignas(64) uint32_t found[PIECE];
     const int64_t step = table_step(bins);
     for (int64_t first = 0; first < count; first += PIECE) {
@@ -169,17 +176,21 @@ void histogram(const Floats& values, int shift, int bits, uint32_t prefix, Count
     const int threads = thread_count();
     const Digit digit{shift, bits, prefix};
     // Allocated here: an exception must not leave a parallel region.
-    std::vector<std::vector<int64_t>> own(threads, std::vector<int64_t>(TABLES * table_step(bins)));
+    std::vector<std::vector<Count>> own(threads, std::vector<Count>(TABLES * table_step(bins)));
 
     py::gil_scoped_release released;
+    std::fill_n(to, bins, 0);
+    for (int64_t block = 0; block < count; block += BLOCK) {
+        const int64_t end = std::min(count, block + BLOCK);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t first = 0; first < count; first += TURN)
-        count_digits(in + first, std::min(TURN, count - first), digit, uint32_t(bins),
-                     own[omp_get_thread_num()].data());
-    for (int64_t bin = 0; bin < bins; ++bin) {
-        to[bin] = 0;
-        for (const auto& tables : own)
-            for (int t = 0; t < TABLES; ++t) to[bin] += tables[t * table_step(bins) + bin];
+        for (int64_t first = block; first < end; first += TURN)
+            count_digits(in + first, std::min(TURN, end - first), digit, uint32_t(bins),
+                         own[omp_get_thread_num()].data());
+        for (auto& tables : own) {
+            for (int64_t bin = 0; bin < bins; ++bin)
+                for (int t = 0; t < TABLES; ++t) to[bin] += tables[t * table_step(bins) + bin];
+            std::fill(tables.begin(), tables.end(), 0);
+        }
     }
 }
 
