@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,6 +204,14 @@ def test_windows_around_the_body(scan, out, model_file):
 def test_options_that_are_refused(scan, out, model_file, options, code):
     chosen = options.split() if "--model" in options else [*options.split(), "--model", model_file]
     assert_refused(run("infer", scan(), "-o", out, *chosen), code)
+    assert names(out) == []
+
+
+def test_a_cuda_graph_without_a_gpu(scan, out, model_file):
+    result = run("infer", scan(), "-o", out, "--model", model_file, "--device", "cpu", "--cuda-graph")
+    assert_refused(result, 2)
+    refusal = "takes windows from the host, which no graph holds; leave it out"
+    assert re.fullmatch(f"error: --cuda-graph: [a-z]+ on .*cpu {refusal}", result.stderr.splitlines()[-1], re.I)
     assert names(out) == []
 
 
