@@ -127,9 +127,9 @@ constexpr int64_t PIECE = 1024;       // digits found at once: a page of values
 constexpr int AT_ONCE = 16;           // digits counted at once: a cache line of values
 constexpr int64_t TURN = 64 * PIECE;  // values that a thread takes at a time: cores may not be equally fast
 
-// Half the width of the result, so that twice the bins stay in the first cache; a block of values cannot overflow it.
+// Half the width of the result, so that twice the bins stay in the first cache. No table takes more than an eighth of the
+// values: to overflow a bin would take 2^35 of them, 128 GiB.
 using Count = uint32_t;
-constexpr int64_t BLOCK = int64_t(1) << 31;
 
 // Counts from one table to the next: the last bin takes what does not count. Half a kilobyte more than a multiple of
 // 4 KiB, for a load waits for a store before it whose address has the same last 12 bits, as if it were the same one.
@@ -179,18 +179,14 @@ void histogram(const Floats& values, int shift, int bits, uint32_t prefix, Count
     std::vector<std::vector<Count>> own(threads, std::vector<Count>(TABLES * table_step(bins)));
 
     py::gil_scoped_release released;
-    std::fill_n(to, bins, 0);
-    for (int64_t block = 0; block < count; block += BLOCK) {
-        const int64_t end = std::min(count, block + BLOCK);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-        for (int64_t first = block; first < end; first += TURN)
-            count_digits(in + first, std::min(TURN, end - first), digit, uint32_t(bins),
-                         own[omp_get_thread_num()].data());
-        for (auto& tables : own) {
-            for (int64_t bin = 0; bin < bins; ++bin)
-                for (int t = 0; t < TABLES; ++t) to[bin] += tables[t * table_step(bins) + bin];
-            std::fill(tables.begin(), tables.end(), 0);
-        }
+    for (int64_t first = 0; first < count; first += TURN)
+        count_digits(in + first, std::min(TURN, count - first), digit, uint32_t(bins),
+                     own[omp_get_thread_num()].data());
+    for (int64_t bin = 0; bin < bins; ++bin) {
+        to[bin] = 0;
+        for (const auto& tables : own)
+            for (int t = 0; t < TABLES; ++t) to[bin] += tables[t * table_step(bins) + bin];
     }
 }
 
