@@ -1,6 +1,7 @@
 import pytest
+from host_threads import using_threads
 
-from dropgen_rt.kernels import _host, set_threads
+from dropgen_rt.kernels import _host
 
 
 @pytest.fixture(params=[0, 8, 16])
@@ -17,9 +18,8 @@ def most_lanes(request):
 @pytest.fixture(params=[1, 2, 3])
 def threads(request):
     """As many threads in the host kernels."""
-    set_threads(request.param)
-    yield request.param
-    set_threads(0)
+    with using_threads(request.param):
+        yield request.param
 
 
 @pytest.fixture

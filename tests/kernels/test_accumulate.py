@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 from gpu_cases import half_logits
+from host_threads import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import CONSTANT_FIELD
 
-from dropgen_rt.kernels import AxisMap, accumulate, finalise, set_threads
+from dropgen_rt.kernels import AxisMap, accumulate, finalise
 from dropgen_rt.kernels.accumulate import accumulate_definition, bounding_box
 from dropgen_rt.kernels.finalise import finalise_definition
 
@@ -79,16 +80,13 @@ def test_same_bits_with_one_and_two_threads():
     logits = rng.normal(size=(5, 3, 11, 12, 13)).astype(np.float32)
     starts = rng.integers(-5, 12, (5, 3)).astype(np.int32)
     weights = [rng.random(n, dtype=np.float32) for n in logits.shape[2:]]
-    results = []
-    try:
-        for count in (1, 2):
-            set_threads(count)
-            sums = np.zeros((3, 17, 19, 23), dtype=np.float32)
-            accumulate(sums, logits, starts, weights)
-            results.append(sums.tobytes())
-    finally:
-        set_threads(0)
-    assert results[0] == results[1]
+
+    def summed() -> bytes:
+        sums = np.zeros((3, 17, 19, 23), dtype=np.float32)
+        accumulate(sums, logits, starts, weights)
+        return sums.tobytes()
+
+    assert_same_bits(summed)
 
 
 def test_constant_field_stays_constant():

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from host_threads import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dropgen_rt.kernels import Normalisation, gather, set_threads
+from dropgen_rt.kernels import Normalisation, gather
 from dropgen_rt.kernels.gather import gather_definition
 
 
@@ -82,13 +83,7 @@ def test_same_bits_with_one_and_two_threads():
     volume = np.random.default_rng(0).normal(size=(2, 17, 19, 23)).astype(np.float32)
     normalisation = Normalisation((-1, -2), (1, 2), (0.1, 0), (3, 4))
     problem = volume, starts_of((-3, 0, 5), (9, 8, 7)), (11, 12, 13), normalisation
-    try:
-        set_threads(1)
-        one = gather(*problem)
-        set_threads(2)
-        assert gather(*problem).tobytes() == one.tobytes()
-    finally:
-        set_threads(0)
+    assert_same_bits(lambda: gather(*problem).tobytes())
 
 
 def test_writes_into_the_buffer_given():

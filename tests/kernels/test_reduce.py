@@ -3,11 +3,12 @@ from itertools import product
 import numpy as np
 import pytest
 from gpu_cases import normal, size, starts_for
+from host_threads import using_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import PERCENTILE
 
-from dropgen_rt.kernels import extremes, histogram, percentiles, set_threads
+from dropgen_rt.kernels import extremes, histogram, percentiles
 from dropgen_rt.kernels.reduce import extremes_definition, histogram_definition, keys_of, value_of
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -36,11 +37,8 @@ def test_histogram_equals_the_definition(seed, digit):
     rng = np.random.default_rng(seed)
     values = np.round(normal(rng, (int(rng.integers(1, 3000)),), 20))
     prefix = int(keys_of(values[:1])[0]) >> sum(digit)
-    try:
-        set_threads(int(rng.integers(1, 4)))
+    with using_threads(int(rng.integers(1, 4))):
         found = histogram(values, *digit, prefix)
-    finally:
-        set_threads(0)
     np.testing.assert_array_equal(found, histogram_definition(values, *digit, prefix))
 
 

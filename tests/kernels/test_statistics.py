@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 from gpu_cases import normal, size
+from host_threads import using_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import LEVEL
 
-from dropgen_rt.kernels import set_threads, statistics
+from dropgen_rt.kernels import statistics
 from dropgen_rt.kernels.statistics import Levels, empty_table, moments, statistics_definition
 
 
@@ -19,14 +20,11 @@ def test_equals_definition_in_two_pieces(seed, dtype):
     expected, found = empty_table(9), empty_table(9)
     statistics_definition(labels, intensities, levels, 0, expected)
     half = shape[0] // 2
-    try:
-        set_threads(int(rng.integers(1, 4)))
+    with using_threads(int(rng.integers(1, 4))):
         for part, first in ((slice(0, half), 0), (slice(half, None), half)):
             statistics(
                 np.ascontiguousarray(labels[part]), np.ascontiguousarray(intensities[part]), levels, found, first
             )
-    finally:
-        set_threads(0)
     np.testing.assert_array_equal(found, expected)
 
 

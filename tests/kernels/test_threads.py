@@ -3,16 +3,14 @@ import os
 
 import numpy as np
 import pytest
+from host_threads import using_threads
 
 from dropgen_rt.kernels import Normalisation, gather, set_threads, threads
 
 
 def test_set_threads():
-    try:
-        set_threads(3)
+    with using_threads(3):
         assert threads() == 3
-    finally:
-        set_threads(0)
     assert threads() >= 1
 
 
@@ -34,8 +32,7 @@ def gather_and_leave() -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_can_call_a_kernel():
     # data loaders fork; OpenMP's threads do not survive that, and waiting for them would never end
-    try:
-        set_threads(2)
+    with using_threads(2):
         gather_once()
         child = multiprocessing.get_context("fork").Process(target=gather_and_leave)
         child.start()
@@ -43,5 +40,3 @@ def test_a_forked_child_can_call_a_kernel():
         child.kill()
         child.join()
         assert child.exitcode == 0
-    finally:
-        set_threads(0)
