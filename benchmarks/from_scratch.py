@@ -42,7 +42,8 @@ def from_scratch(description: str, data: Path, held_out_scans: int) -> None:
     summary = json.loads((run / "summary.json").read_text())
     trained = summary["validation"]
     model = open_named(str(work / "model.onnx"))
-    dice = {"default": inferred(model, data, held_out, False), "reference": inferred(model, data, held_out, True)}
+    ways = {"default": Settings(), "reference": Settings(reference=True), "gaussian": Settings(blend="gaussian")}
+    dice = {name: inferred(model, data, held_out, settings) for name, settings in ways.items()}
     write(
         arguments.out,
         {
@@ -67,10 +68,10 @@ def write_split(data: Path, held_out: int, path: Path) -> list[str]:
     return names[-held_out:]
 
 
-def inferred(model: Model, data: Path, names: list[str], reference: bool) -> float:
+def inferred(model: Model, data: Path, names: list[str], settings: Settings) -> float:
     """Mean Dice of the exported model over the held-out scans, on their own grids."""
     table = read_label_table(data / "dataset.json")
-    scores, settings = [], Settings(reference=reference)
+    scores = []
     with open_engine(model) as engine:
         for name in names:
             truth = table.merge(read_label_map(data / "labelsTr" / f"{name}.nii.gz")[0])
