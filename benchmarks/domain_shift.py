@@ -23,14 +23,13 @@ from monai.inferers import sliding_window_inference
 from recording import machine, write
 
 from dropgen_rt.train.checkpoint import load_encoder
-from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.config import IMAGE_FIRST, TrainConfig
 from dropgen_rt.train.device import autocast, move_to
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig
 
+# "image-first" is dropgen with the options of IMAGE_FIRST.
 METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25")
-#: "image-first" is dropgen with these three of TrainConfig's options.
-IMAGE_FIRST = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
 SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision")
 TEST_BATCH = 8
 BASELINE = "erm"

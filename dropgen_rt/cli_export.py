@@ -7,7 +7,7 @@ import click
 
 from dropgen_rt.errors import UsageError
 from dropgen_rt.survey import require_extra
-from dropgen_rt.windows import PLACEMENTS
+from dropgen_rt.windows import BLENDS, PLACEMENTS
 
 FILE = click.Path(path_type=Path)
 OPSET = 20
@@ -51,6 +51,10 @@ class WindowCommand(click.Command):
     "--placement", type=click.Choice(PLACEMENTS), default="scan", show_default=True,
     help="Where windows lie at inference: over the whole scan, or over what is not air, see docs/performance.md.",
 )  # fmt: skip
+@click.option(
+    "--blend", type=click.Choice(BLENDS), default="constant", show_default=True,
+    help="How windows join at inference; gaussian hides their seams, see docs/training.md.",
+)  # fmt: skip
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="ONNX operator set.")
 @click.option("--golden", type=FILE, multiple=True, metavar="SCAN", help="Take the golden windows from this scan.")
 @click.option("--torchscript", type=FILE, help="Another network instead of CHECKPOINT: TorchScript, with --manifest.")
@@ -91,7 +95,10 @@ def export(
 
 def _refuse_for_others(given: dict[str, Any]) -> None:
     """Another network is written as it is. Raises UsageError for an option that would change it."""
-    fixed = {"window": None, "dynamic": False, "weights": "fp32", "overlap": 0.5, "placement": "scan", "opset": OPSET}
+    fixed = {
+        "window": None, "dynamic": False, "weights": "fp32", "overlap": 0.5, "placement": "scan", "blend": "constant",
+        "opset": OPSET,
+    }  # fmt: skip
     changed = [f"--{name}" for name, value in fixed.items() if given[name] != value]
     if changed:
         raise UsageError(

@@ -31,7 +31,7 @@ from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen
 from dropgen_rt.typed_fields import FieldError, read_fields
 from dropgen_rt.typed_graph import typed
-from dropgen_rt.windows import Placement
+from dropgen_rt.windows import Blend, Placement
 
 # Reading and running everywhere: ONNX Runtime from 1.17, OpenVINO from 2024, TensorRT from 10.
 OPSET = 20
@@ -46,7 +46,7 @@ class ExportOptions:
     """``window`` (z, y, x) voxels, by default the training window; ``dynamic`` lets it vary in multiples of the stride.
 
     ``weights`` "fp16" stores kernels as float16; ``precision`` types the graph's body; ``golden`` names scans;
-    ``overlap`` and ``placement`` are what inference uses unless told otherwise.
+    ``overlap``, ``placement`` and ``blend`` are what inference uses unless told otherwise.
     """
 
     name: str | None = None
@@ -58,6 +58,7 @@ class ExportOptions:
     golden: tuple[Path, ...] = ()
     overlap: float = 0.5
     placement: Placement = "scan"
+    blend: Blend = "constant"
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -146,6 +147,7 @@ def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions,
         "dynamic_window": options.dynamic,
         "overlap": options.overlap,
         "placement": options.placement,
+        "blend": options.blend,
     }
     return read_fields(Manifest, fields, unknown="refuse")
 

@@ -1,7 +1,7 @@
 """One frozen description of a training run; checked when made, stored in every checkpoint and as TOML in the run."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -148,16 +148,20 @@ class TrainConfig:
 #: The methods that have an image and features.
 WITH_BOTH = ("dropgen", "concat")
 
+#: How a small network takes features in: measured, in docs/training.md.
+IMAGE_FIRST: dict[str, Any] = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS, "segmentor": SEGMENTORS, "loss": LOSSES, "precision": PRECISIONS,
 }  # fmt: skip
 
 # What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
 PRESETS: dict[str, dict[str, Any]] = {
-    # A small segmentor on few steps: three channels of four dropped is more than it learns to do without.
+    # A small segmentor on few steps: three channels of four dropped is more than it learns to do without, and it gets
+    # further if it learns from the image first (docs/training.md).
     "tiny": {
         "steps": 7500, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3,
-        "drop": 0.25, "validate_every": 1000, "coverage": 0.125,
+        "drop": 0.25, "validate_every": 1000, "coverage": 0.125, **IMAGE_FIRST,
     },
     "edge": {
         "steps": 40_000, "batch": 4, "window": (96, 96, 96), "width": 12, "levels": 4, "learning_rate": 5e-4,
@@ -168,6 +172,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "validate_every": 1000, "precision": "bf16",
     },
 }  # fmt: skip
+
+
+def preset_for(name: str, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What preset ``name`` sets below the layers ``given``: methods without image or features have no order of the two.
+
+    Raises UsageError for an unknown name.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"preset {name!r}: accepted are {', '.join(PRESETS)}")
+    method = next((layer["method"] for layer in reversed(given) if "method" in layer), TrainConfig.method)
+    both = method in WITH_BOTH
+    return {key: value for key, value in PRESETS[name].items() if both or key not in IMAGE_FIRST}
 
 
 def build_config(*layers: Mapping[str, Any]) -> TrainConfig:

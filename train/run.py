@@ -7,7 +7,7 @@ from typing import Any
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
-from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, read_toml
+from dropgen_rt.train.config import TrainConfig, build_config, parse_assignments, preset_for, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told
@@ -41,15 +41,14 @@ def configure(
     """
     if not resume and (out / "last.pt").is_file():
         raise UsageError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
-    if preset not in PRESETS:
-        raise UsageError(f"preset {preset!r}: accepted are {', '.join(PRESETS)}")
     given: list[Mapping[str, Any]] = [options, parse_assignments(assignments)]
     if file is not None:
         given.insert(0, read_toml(file))
+    below = preset_for(preset, given)
     if resume and (out / "config.toml").is_file():
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
-    wanted = build_config(PRESETS[preset], *given)
+    wanted = build_config(below, *given)
     dataset = read_dataset(data, split)
     check_writable(made_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
@@ -58,7 +57,7 @@ def configure(
     found.save(made_folder(out) / "fingerprint.json")
     for line in (*found.lines(), *told(dataset.training, dataset.validation, dataset.testing)):
         console.line(line)
-    config = build_config(PRESETS[preset], suggest(found, wanted, given), *given)
+    config = build_config(below, suggest(found, wanted, given), *given)
     console.line(
         f"spacing {by(config.spacing_mm)} mm (x, y, z), window {by(config.window)} voxels (z, y, x), "
         f"intensities by {config.intensity.kind} {config.intensity.lower:g} to {config.intensity.upper:g}"

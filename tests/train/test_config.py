@@ -6,7 +6,7 @@ import pytest
 
 from dropgen_rt.errors import MissingInputError, UsageError
 from dropgen_rt.manifest import Intensity
-from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, read_toml
+from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, preset_for, read_toml
 
 
 def test_later_layers_win_and_tables_merge() -> None:
@@ -15,6 +15,21 @@ def test_later_layers_win_and_tables_merge() -> None:
     )
     assert (config.steps, config.width) == (10, PRESETS["tiny"]["width"])
     assert (config.augment.noise, config.augment.shear, config.augment.gibbs) == (0.2, 0.0, (0.0, 0.33))
+
+
+@pytest.mark.parametrize("method", ["dropgen", "concat", "erm", "features"])
+def test_the_tiny_preset_suits_every_method(method: str) -> None:
+    """The image comes first for those that see it beside features; the last layer that names a method decides."""
+    given = [{"method": "erm"}, {"steps": 10}, {"method": method}]
+    config = build_config(preset_for("tiny", given), *given)
+    both = method in ("dropgen", "concat")
+    expected = (0.7, 0.1, 0.1) if both else (0.0, 1.0, 0.0)
+    assert (config.image_first, config.feature_scale, config.settle) == expected
+    assert (config.method, config.steps, config.width) == (method, 10, 8)
+
+
+def test_the_method_is_dropgen_unless_named() -> None:
+    assert preset_for("tiny", [{"steps": 10}]) == PRESETS["tiny"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
