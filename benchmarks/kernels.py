@@ -32,6 +32,7 @@ from dropgen_rt.kernels import (
     gather,
     histogram,
     resample,
+    threads,
 )
 from dropgen_rt.kernels import (
     statistics as label_statistics,
@@ -145,6 +146,8 @@ def main() -> None:
     def wake() -> None:
         histogram(little, 21, 11, 0)
 
+    if threads() != len(cores):
+        raise SystemExit(f"{threads()} threads on {len(cores)} cores: leave OMP_NUM_THREADS out, or use taskset")
     bind(wake, cores)
     pairs: list[list[tuple[float, float]]] = [[] for _ in work]
     # Rounds over all kernels: what else a machine does comes and goes by the minute.

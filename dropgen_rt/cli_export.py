@@ -102,6 +102,6 @@ def _refuse_for_others(given: dict[str, Any]) -> None:
     changed = [f"--{name}" for name, value in fixed.items() if given[name] != value]
     if changed:
         raise UsageError(
-            f"{', '.join(changed)}: for a CHECKPOINT only; the window of another network is what its --manifest says, "
-            "its weights and operators are its own"
+            f"{', '.join(changed)}: for a CHECKPOINT only; window, overlap, placement and blend of another network are "
+            "what its --manifest says, its weights and operators are its own"
         )

@@ -20,9 +20,11 @@ FILE = click.Path(path_type=Path)
 @click.option("--encoder", metavar="NAME|FILE", help="Frozen encoder; by default the one in the package.")
 @click.option("--method", help="dropgen, erm (image only), features (no image) or concat (no dropout).")
 @click.option("--drop", type=float, help="Share of channels dropped while training.")
-@click.option("--image-first", type=float, help="Share of the steps on the image alone, before the features.")
-@click.option("--feature-scale", type=float, help="Below 1 features are taken in more slowly beside the image.")
-@click.option("--settle", type=float, help="Share of the steps, the last, that drop nothing.")
+@click.option("--image-first", type=float, help="Share of the steps on the image alone, before the features; tiny 0.7.")
+@click.option(
+    "--feature-scale", type=float, help="Below 1 features are taken in more slowly beside the image; tiny 0.1."
+)
+@click.option("--settle", type=float, help="Share of the steps, the last, that drop nothing; tiny 0.1.")
 @click.option("--subjects", type=int, help="Train on this many cases, drawn by --seed.")
 @click.option("--segmentor", help="unet, dynunet, segresnet or swinunetr.")
 @click.option("--loss", help="dice_ce, dice_focal, tversky or ce.")
@@ -65,7 +67,7 @@ def train(
         find_encoder(str(given["encoder"]))
     config = configure(
         data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
-        workers=workers, console=console, resume=resume,
+        workers=workers, console=console, resume=resume, init=init,
     )  # fmt: skip
     found = encoder_for(config.method, config.encoder or None)
     with TrainingReport(out, config, resume, first) as report:

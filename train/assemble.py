@@ -59,6 +59,11 @@ def _encoder(config: TrainConfig, path: Path | None) -> UNet | None:
     return checkpoint.load_encoder(path)
 
 
+def trained_scale(path: Path) -> float:
+    """What a checkpoint's network multiplies its features by; older ones do not say, and have 1. Raises ModelError."""
+    return float(checkpoint.load(path)["network"].get("feature_scale", 1.0))
+
+
 def start_from(path: Path, network: DropGen) -> None:
     """Take the weights of a checkpoint of a like network. Raises UsageError if it is none."""
     content = checkpoint.load(path)

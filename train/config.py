@@ -113,7 +113,10 @@ class TrainConfig:
         if not 0 <= self.image_first < 1:
             raise UsageError(f"image_first {self.image_first}: accepted is a share from 0 up to, not including, 1")
         if self.settle < 0 or round(self.image_first + self.settle, 9) > 1:
-            raise UsageError(f"settle {self.settle}: accepted is a share from 0 to what image_first leaves")
+            raise UsageError(
+                f"image_first {self.image_first:g} and settle {self.settle:g}: accepted are shares from 0 that add up "
+                "to no more than 1; change one"
+            )
         if not 0 < self.feature_scale <= 1:
             raise UsageError(f"feature_scale {self.feature_scale}: accepted is a number above 0, to 1")
         if (self.image_first, self.feature_scale) != (0, 1) and self.method not in WITH_BOTH:
@@ -174,16 +177,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def preset_for(name: str, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What preset ``name`` sets below the layers ``given``: methods without image or features have no order of the two.
+def preset_for(name: str, given: Sequence[Mapping[str, Any]], trained_scale: float | None = None) -> dict[str, Any]:
+    """What preset ``name`` sets below the layers ``given``.
 
-    Raises UsageError for an unknown name.
+    Methods without image or features have no order of the two. Weights to start from, of a network that scales features
+    by ``trained_scale``, know them already. Raises UsageError for an unknown name.
     """
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}: accepted are {', '.join(PRESETS)}")
     method = next((layer["method"] for layer in reversed(given) if "method" in layer), TrainConfig.method)
-    both = method in WITH_BOTH
-    return {key: value for key, value in PRESETS[name].items() if both or key not in IMAGE_FIRST}
+    in_order = method in WITH_BOTH and trained_scale is None
+    chosen = {key: value for key, value in PRESETS[name].items() if in_order or key not in IMAGE_FIRST}
+    return chosen if trained_scale is None else chosen | {"feature_scale": trained_scale}
 
 
 def build_config(*layers: Mapping[str, Any]) -> TrainConfig:

@@ -108,10 +108,13 @@ def test_a_changed_layer_is_not_taken_for_rounding(
 
 def test_the_command_reports_both_differences(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
-    result = CliRunner().invoke(main, ["export", str(trained), "-o", str(out), "--weights", "fp16"])
+    result = CliRunner().invoke(
+        main, ["export", str(trained), "-o", str(out), "--weights", "fp16", "--blend", "gaussian"]
+    )
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[-1] == f"wrote {out}"
+    assert read_model(out).manifest.blend == "gaussian"
     assert lines[-2].startswith("golden windows are synthetic")
     assert lines[-3].startswith("with kernels rounded to fp16, against the checkpoint's own ")
 

@@ -32,6 +32,11 @@ def test_the_method_is_dropgen_unless_named() -> None:
     assert preset_for("tiny", [{"steps": 10}]) == PRESETS["tiny"]
 
 
+def test_weights_to_start_from_know_features_already() -> None:
+    config = build_config(preset_for("tiny", [], trained_scale=0.3))
+    assert (config.image_first, config.feature_scale, config.settle) == (0.0, 0.3, 0.0)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_toml_gives_back_the_config(preset: str, tmp_path: Path) -> None:
     config = build_config(
@@ -64,7 +69,10 @@ def test_assignments() -> None:
     [
         ({"drop": 1.0}, "drop 1.0"),
         ({"image_first": 1.0}, "image_first 1.0: accepted is a share from 0"),
-        ({"settle": 0.6, "image_first": 0.5}, "settle 0.6: accepted is a share from 0 to what image_first leaves"),
+        (
+            {"settle": 0.6, "image_first": 0.5},
+            "image_first 0.5 and settle 0.6: accepted are shares from 0 that add up",
+        ),
         ({"feature_scale": 0.0}, "feature_scale 0.0: accepted is a number above 0"),
         ({"image_first": 0.5, "method": "erm"}, "with method 'erm': they are for"),
         ({"feature_scale": 0.1, "method": "features"}, "with method 'features'"),

@@ -14,6 +14,8 @@ from dropgen_rt.train.loop import load_network
 
 ARGUMENTS = ["--method", "concat", "--steps", "4", "--validate-every", "2", "--width", "4", "--levels", "2"]
 ARGUMENTS += ["--window", "16", "16", "16", "--batch", "4", "--device", "cpu", "--spacing-mm", "1", "1", "1"]
+# Every step sees features.
+ARGUMENTS += ["--image-first", "0", "--feature-scale", "1", "--settle", "0"]
 
 
 def run(launcher: list[str], balls: Path, out: Path, encoder: Path) -> str:

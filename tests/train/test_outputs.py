@@ -65,6 +65,18 @@ def test_a_run_folder(balls: Path, tmp_path: Path) -> None:
     assert config.augment.noise == 0.01 and config.summary() == load_network(out / "best.pt")[1]["config"]
 
 
+def test_a_start_from_weights_scales_features_as_they_do(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    """Those of ``tiny`` as it is, and of a run that took features as they are; both see them from the first step."""
+    short = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu", "--encoder", encoder]
+    for name, given, scale in (("as_it_is", [], 0.1), ("unscaled", ["--feature-scale", 1], 1.0)):
+        first, second = tmp_path / name / "a", tmp_path / name / "b"
+        assert command("train", balls, "--out", first, *given, *short).exit_code == 0
+        again = command("train", balls, "--out", second, "--init", first / "last.pt", *short)
+        assert again.exit_code == 0, again.output
+        config = build_config(read_toml(second / "config.toml"))
+        assert (config.feature_scale, config.image_first, config.settle) == (scale, 0.0, 0.0)
+
+
 @pytest.mark.parametrize("method", ["erm", "concat"])
 def test_a_run_is_repeated_from_its_config(balls: Path, encoder: Path, tmp_path: Path, method: str) -> None:
     small = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu"]
