@@ -138,9 +138,10 @@ def _segment(
 
     # Of the engines of a GPU those that take another window than the model's take it from the host.
     on_gpu = hasattr(engine, "infer_device") and window == manifest.window
-    if settings.cuda_graph and not on_gpu:
-        where = f"{engine.name} on {engine.device}"
-        raise UsageError(f"--cuda-graph: {where} takes windows from the host, which no graph holds; leave it out")
+    own_stream = getattr(engine, "own_stream", False)
+    if settings.cuda_graph and (own_stream or not on_gpu):
+        how = "computes on its own stream" if own_stream else "takes windows from the host"
+        raise UsageError(f"--cuda-graph: {engine.name} {how}, which no graph holds; leave it out")
     run = _roll_on_gpu if on_gpu else _roll_on_cpu
     found, memory = run(volume, plan, maps, manifest, settings, engine, watch, count, announce)
     with watch.stage("finalise"):

@@ -211,7 +211,7 @@ def test_a_cuda_graph_without_a_gpu(scan, out, model_file):
     result = run("infer", scan(), "-o", out, "--model", model_file, "--device", "cpu", "--cuda-graph")
     assert_refused(result, 2)
     refusal = "takes windows from the host, which no graph holds; leave it out"
-    assert re.fullmatch(f"error: --cuda-graph: [a-z]+ on .*cpu {refusal}", result.stderr.splitlines()[-1], re.I)
+    assert re.fullmatch(f"error: --cuda-graph: [a-z]+ {refusal}", result.stderr.splitlines()[-1])
     assert names(out) == []
 
 

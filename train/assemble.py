@@ -12,7 +12,7 @@ from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, grid_of
 from dropgen_rt.train.distributed import Ranks
-from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild
+from dropgen_rt.train.network import DropGen, UNet, UNetConfig, feature_scale_of, rebuild
 from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, made_folder, prepare
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
@@ -60,14 +60,15 @@ def _encoder(config: TrainConfig, path: Path | None) -> UNet | None:
 
 
 def trained_scale(path: Path) -> float:
-    """What a checkpoint's network multiplies its features by; older ones do not say, and have 1. Raises ModelError."""
-    return float(checkpoint.load(path)["network"].get("feature_scale", 1.0))
+    """What a checkpoint's network multiplies its features by. Raises MissingModelError or ModelError."""
+    return feature_scale_of(checkpoint.load(path)["network"])
 
 
 def start_from(path: Path, network: DropGen) -> None:
     """Take the weights of a checkpoint of a like network. Raises UsageError if it is none."""
     content = checkpoint.load(path)
-    if {"feature_scale": 1.0} | content["network"] | {"drop": 0} != network.description() | {"drop": 0}:
+    told = content["network"] | {"feature_scale": feature_scale_of(content["network"]), "drop": 0}
+    if told != network.description() | {"drop": 0}:
         raise UsageError(
             f"{path}: a network of another layout; give the same --width, --levels, --feature-scale and labels"
         )

@@ -186,9 +186,11 @@ def preset_for(name: str, given: Sequence[Mapping[str, Any]], trained_scale: flo
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}: accepted are {', '.join(PRESETS)}")
     method = next((layer["method"] for layer in reversed(given) if "method" in layer), TrainConfig.method)
-    in_order = method in WITH_BOTH and trained_scale is None
-    chosen = {key: value for key, value in PRESETS[name].items() if in_order or key not in IMAGE_FIRST}
-    return chosen if trained_scale is None else chosen | {"feature_scale": trained_scale}
+    both = method in WITH_BOTH
+    if both and trained_scale is None:
+        return PRESETS[name]
+    chosen = {key: value for key, value in PRESETS[name].items() if key not in IMAGE_FIRST}
+    return chosen | ({"feature_scale": trained_scale} if both else {})
 
 
 def build_config(*layers: Mapping[str, Any]) -> TrainConfig:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dropgen_rt.engines.contract import Engine
-from dropgen_rt.errors import DeviceError, UsageError
+from dropgen_rt.errors import DeviceError
 from dropgen_rt.gpu.buffers import Buffers
 from dropgen_rt.gpu.device import Device, open_device
 from dropgen_rt.gpu.logits import waiting_windows, window_bytes
@@ -78,11 +78,8 @@ def roll_scan(
 ) -> tuple[Rolled, MemoryPlan]:  # fmt: skip
     """Labels on the grid of ``maps``, by settings.Settings, and the memory they take on the engine's GPU.
 
-    Raises DeviceError if the GPU stops answering, MemoryLimitError if the scan does not fit, and UsageError for a CUDA
-    graph of an engine that none can hold.
+    Raises DeviceError if the GPU stops answering, and MemoryLimitError if the scan does not fit.
     """
-    if settings.cuda_graph and getattr(engine, "own_stream", False):
-        raise UsageError(f"--cuda-graph: {engine.name} computes on its own stream, which no graph holds; leave it out")
     road = road or road_on(engine.device)
     native = (len(maps[0]), len(maps[1]), len(maps[2]))
     chosen = choose_batch(

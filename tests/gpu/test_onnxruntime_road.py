@@ -111,11 +111,12 @@ def folder(path):
     return path
 
 
-def test_a_cuda_graph_is_refused(gpu, model_file, make, tmp_path):
-    (tmp_path / "scan.nii").write_bytes(make.nifti())
-    build_engine(model_file, "onnxruntime", "cuda:0")
+@pytest.mark.parametrize("window", [[], ["--window", "24"]])
+def test_a_cuda_graph_is_refused(gpu, tiny, scan_file, tmp_path, window):
+    """Where windows stay on the GPU, and where another window takes them to the host."""
+    build_engine(dynamic(tiny, tmp_path / "tiny.onnx"), "onnxruntime", "cuda:0")
     out = folder(tmp_path / "out")
-    result = run("infer", tmp_path / "scan.nii", "--device", "cuda:0", "--cuda-graph", "-o", out)
+    result = run("infer", scan_file, "--device", "cuda:0", "--cuda-graph", *window, "-o", out)
     assert result.exit_code == 2 and not list(out.iterdir()), result.output
     expected = "error: --cuda-graph: onnxruntime computes on its own stream, which no graph holds; leave it out"
     assert result.stderr.splitlines()[-1].endswith(expected.removeprefix("error: "))
@@ -164,5 +165,6 @@ def test_without_library_or_kernels_windows_pass_through_the_host(gpu, model_fil
 
 
 def test_kernels_are_for_gpus_from_turing_on(monkeypatch):
+    """nvcc counts as installed, so that every GPU it compiles for has kernels."""
     monkeypatch.setattr("dropgen_rt.gpu.images.shutil.which", lambda name: "/usr/bin/nvcc")
     assert has_kernels("75") and has_kernels("120") and not has_kernels("70")

@@ -35,6 +35,7 @@ def test_the_method_is_dropgen_unless_named() -> None:
 def test_weights_to_start_from_know_features_already() -> None:
     config = build_config(preset_for("tiny", [], trained_scale=0.3))
     assert (config.image_first, config.feature_scale, config.settle) == (0.0, 0.3, 0.0)
+    assert build_config({"method": "erm"}, preset_for("tiny", [{"method": "erm"}], 0.3)).feature_scale == 1.0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
