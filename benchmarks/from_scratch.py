@@ -5,17 +5,23 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 from click.testing import CliRunner
 from recording import write
 
 from dropgen_rt import Model, Settings, open_engine, open_named, segment
 from dropgen_rt.cli import main as command
 from dropgen_rt.dataset_labels import read_label_table
-from dropgen_rt.evaluate import dice_per_label
+from dropgen_rt.evaluate import TOLERANCE_MM, mean_of, scores_of
 from dropgen_rt.train.outputs import finish
 from dropgen_rt.volume import read_label_map
 
+WAYS = {
+    "default": Settings(),
+    "reference": Settings(reference=True),
+    "gaussian": Settings(blend="gaussian"),
+    "largest component": Settings(components="largest"),
+    "gaussian, largest component": Settings(blend="gaussian", components="largest"),
+}
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -42,8 +48,8 @@ def from_scratch(description: str, data: Path, held_out_scans: int) -> None:
     summary = json.loads((run / "summary.json").read_text())
     trained = summary["validation"]
     model = open_named(str(work / "model.onnx"))
-    ways = {"default": Settings(), "reference": Settings(reference=True), "gaussian": Settings(blend="gaussian")}
-    dice = {name: inferred(model, data, held_out, settings) for name, settings in ways.items()}
+    scores = {name: inferred(model, data, held_out, settings) for name, settings in WAYS.items()}
+    dice, hd95_mm = ({name: pair[place] for name, pair in scores.items()} for place in (0, 1))
     write(
         arguments.out,
         {
@@ -52,6 +58,7 @@ def from_scratch(description: str, data: Path, held_out_scans: int) -> None:
             "best_step": summary["best_step"],
             "validation": trained,
             "infer_mean_dice": dice,
+            "infer_mean_hd95_mm": hd95_mm,
             "reference_minus_trained": round(dice["reference"] - trained["mean_dice"], 5),
         },
     )
@@ -68,13 +75,14 @@ def write_split(data: Path, held_out: int, path: Path) -> list[str]:
     return names[-held_out:]
 
 
-def inferred(model: Model, data: Path, names: list[str], settings: Settings) -> float:
-    """Mean Dice of the exported model over the held-out scans, on their own grids."""
+def inferred(model: Model, data: Path, names: list[str], settings: Settings) -> tuple[float, float]:
+    """Mean Dice and HD95 of the exported model over the held-out scans, on their own grids."""
     table = read_label_table(data / "dataset.json")
     scores = []
     with open_engine(model) as engine:
         for name in names:
-            truth = table.merge(read_label_map(data / "labelsTr" / f"{name}.nii.gz")[0])
-            result = segment(data / "imagesTr" / f"{name}_0000.nii.gz", model, settings, engine=engine)
-            scores.append(dice_per_label(result.labels.array[0], truth, len(model.manifest.labels)))
-    return round(float(np.nanmean(scores)), 5)
+            raw, grid = read_label_map(data / "labelsTr" / f"{name}.nii.gz")
+            found = segment(data / "imagesTr" / f"{name}_0000.nii.gz", model, settings, engine=engine).labels.array[0]
+            scores += scores_of(found, table.merge(raw), table, grid.spacing_mm, TOLERANCE_MM, name)
+    dice, hd95_mm = mean_of([score.dice for score in scores]), mean_of([score.hd95_mm for score in scores])
+    return round(dice, 5), round(hd95_mm, 2)

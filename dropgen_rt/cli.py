@@ -8,6 +8,7 @@ import click
 from dropgen_rt import cli_engines, cli_export, cli_models, cli_train
 from dropgen_rt.cli_bench import bench
 from dropgen_rt.cli_inspect import inspect
+from dropgen_rt.components import COMPONENTS, Components
 from dropgen_rt.errors import DropgenError, ResourceError
 from dropgen_rt.outputs import FORMATS, parse_formats
 from dropgen_rt.survey import require_extra
@@ -55,6 +56,9 @@ main.add_command(inspect)
     "--placement", type=click.Choice(PLACEMENTS), help="Where windows lie: over the whole scan, or what is not air."
 )
 @click.option(
+    "--components", type=click.Choice(COMPONENTS), help="Which connected components of all that is labelled stay."
+)
+@click.option(
     "--window", metavar="SIZE", help="Voxels, EDGE or Z,Y,X, or auto: what computes least; dynamic models only."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -67,9 +71,9 @@ main.add_command(inspect)
 @click.option("--report", is_flag=True, help="Also write SCAN_report.html: an interactive viewer in one file.")
 def infer(
     scans: tuple[Path, ...], out: Path | None, model: str | None, reference: bool,
-    overlap: float | None, blend: Blend | None, placement: Placement | None, window: str | None, device: str,
-    memory: str | None, every_window: bool, cuda_graph: bool, quiet: bool, formats: tuple[str, ...],
-    series: str | None, report: bool,
+    overlap: float | None, blend: Blend | None, placement: Placement | None, components: Components | None,
+    window: str | None, device: str, memory: str | None, every_window: bool, cuda_graph: bool, quiet: bool,
+    formats: tuple[str, ...], series: str | None, report: bool,
 ) -> None:  # fmt: skip
     """Segment scans (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd), DICOM (folder, .dcm, .zip), or folders of scans."""
     from dropgen_rt.infer import infer_files
@@ -81,6 +85,7 @@ def infer(
     settings = Settings(
         overlap=overlap, blend=blend, reference=reference, skip_air=not every_window, memory_bytes=limit,
         window=None if window is None else parse_window(window), cuda_graph=cuda_graph, placement=placement,
+        components=components,
     )  # fmt: skip
     failures = infer_files(scans, out, model, settings, device, quiet, report, parse_formats(formats), series)
     if failures:

@@ -101,7 +101,7 @@ def measure(
                 records.append(result.record.with_timings(watch))
             return np.asarray(result.labels.array[0])
 
-        same = Settings(overlap=0.5, blend="constant", placement="scan", skip_air=False)
+        same = Settings(overlap=0.5, blend="constant", placement="scan", skip_air=False, components="all")
         ways = [
             Way(
                 OURS, partial(ours, chosen, True), runs[0], _told(opened.manifest, chosen), partial(ours, chosen, False)
@@ -125,7 +125,9 @@ def _told(manifest: Any, settings: Any) -> str:
     overlap, blend = settings.resolved(manifest)
     window = settings.window or "trained"
     around = ", around the body" if settings.placed(manifest) == "body" else ""
-    return f"overlap {overlap:g}, {blend}, window {window}{around}" + ("" if settings.skips_air else ", every window")
+    kept = ", largest component" if settings.kept(manifest) == "largest" else ""
+    air = "" if settings.skips_air else ", every window"
+    return f"overlap {overlap:g}, {blend}, window {window}{around}{kept}{air}"
 
 
 def _others(

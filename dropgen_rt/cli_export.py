@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from dropgen_rt.components import COMPONENTS
 from dropgen_rt.errors import UsageError
 from dropgen_rt.survey import require_extra
 from dropgen_rt.windows import BLENDS, PLACEMENTS
@@ -55,6 +56,10 @@ class WindowCommand(click.Command):
     "--blend", type=click.Choice(BLENDS), default="constant", show_default=True,
     help="How windows join at inference; gaussian hides their seams, see docs/training.md.",
 )  # fmt: skip
+@click.option(
+    "--components", type=click.Choice(COMPONENTS), default="all", show_default=True,
+    help="Which connected components of all that is labelled stay at inference, see docs/training.md.",
+)  # fmt: skip
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="ONNX operator set.")
 @click.option("--golden", type=FILE, multiple=True, metavar="SCAN", help="Take the golden windows from this scan.")
 @click.option("--torchscript", type=FILE, help="Another network instead of CHECKPOINT: TorchScript, with --manifest.")
@@ -97,11 +102,11 @@ def _refuse_for_others(given: dict[str, Any]) -> None:
     """Another network is written as it is. Raises UsageError for an option that would change it."""
     fixed = {
         "window": None, "dynamic": False, "weights": "fp32", "overlap": 0.5, "placement": "scan", "blend": "constant",
-        "opset": OPSET,
+        "components": "all", "opset": OPSET,
     }  # fmt: skip
     changed = [f"--{name}" for name, value in fixed.items() if given[name] != value]
     if changed:
         raise UsageError(
-            f"{', '.join(changed)}: for a CHECKPOINT only; window, overlap, placement and blend of another network are "
-            "what its --manifest says, its weights and operators are its own"
+            f"{', '.join(changed)}: for a CHECKPOINT only; window, overlap, placement, blend and components of another "
+            "network are what its --manifest says, its weights and operators are its own"
         )

@@ -55,7 +55,7 @@ def train(
     from dropgen_rt.train.device import choose_device
     from dropgen_rt.train.encoders import encoder_for, find_encoder
     from dropgen_rt.train.loop import train as run
-    from dropgen_rt.train.outputs import finish
+    from dropgen_rt.train.outputs import advice, finish
     from dropgen_rt.train.report import TrainingReport
     from dropgen_rt.train.run import configure
 
@@ -80,6 +80,8 @@ def train(
         for name in ("validation", "test"):
             if name in summary:
                 console.line(f"{name}: mean Dice {summary[name]['mean_dice']:.4f} over {summary[name]['cases']} cases")
+        for line in advice(summary["validation"], best) if "validation" in summary else ():
+            console.line(line)
     console.line(f"wrote {best}")
 
 

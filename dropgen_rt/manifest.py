@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from dropgen_rt.components import COMPONENTS, Components
 from dropgen_rt.errors import GeometryError, ModelError
 from dropgen_rt.geometry import parse_orientation
 from dropgen_rt.typed_fields import FieldError, parse_json, read_fields
 from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend, Placement
 
 METADATA_KEY = "dropgen_rt.manifest"
-SCHEMA_MAJOR, SCHEMA_MINOR = 1, 2
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 3
 SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 # What no scan of a person needs: lengths in mm beyond these, and windows of more voxels (512^3).
@@ -113,7 +114,8 @@ class Manifest:
     With ``dynamic_window`` the graph takes windows of any multiples of ``stride``, and ``window`` is the usual one.
     ``golden_sha256`` is the digest of the golden windows beside it (dropgen_rt.golden), "" if there are none.
     ``overlap``, ``blend`` and ``placement`` are by default the published ones; whoever knows that a model's labels stay
-    the same with fewer windows says so here (benchmarks/overlap.py).
+    the same with fewer windows says so here (benchmarks/overlap.py). ``components`` "largest" keeps of all that is
+    labelled one connected component (dropgen_rt.components).
     ``largest_batch`` is how many windows the graph takes at once, 0 for any number.
     """
 
@@ -135,6 +137,7 @@ class Manifest:
     schema: str = SCHEMA
     source: SourceRule = field(default_factory=SourceRule)
     placement: Placement = "scan"
+    components: Components = "all"
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -158,11 +161,12 @@ class Manifest:
                 f"manifest of {self.name!r}: channels {self.channels}, overlap {self.overlap}; accepted are one "
                 "channel or more, and 0 up to, not including, 1"
             )
-        if self.blend not in BLENDS or self.placement not in PLACEMENTS:
-            raise ModelError(
-                f"manifest of {self.name!r}: blend {self.blend!r}, placement {self.placement!r}; accepted are "
-                f"{' or '.join(BLENDS)}, and {' or '.join(PLACEMENTS)}"
-            )
+        choices = {"blend": BLENDS, "placement": PLACEMENTS, "components": COMPONENTS}
+        for item, accepted in choices.items():
+            if getattr(self, item) not in accepted:
+                raise ModelError(
+                    f"manifest of {self.name!r}: {item} {getattr(self, item)!r}; accepted are {' or '.join(accepted)}"
+                )
         try:
             parse_orientation(str(self.orientation))
         except GeometryError as error:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dropgen_rt.components import BYTES_PER_VOXEL, Components
 from dropgen_rt.errors import MemoryLimitError, UsageError
 from dropgen_rt.rolling import ring_depth
 from dropgen_rt.windows import WindowPlan
@@ -50,7 +51,7 @@ class MemoryPlan:
 
 def plan_memory(
     plan: WindowPlan, native_shape: tuple[int, int, int], *, channels: int, classes: int, batch: int,
-    probabilities: bool, resident: int, skips_air: bool = True,
+    probabilities: bool, resident: int, skips_air: bool = True, components: Components = "all",
 ) -> MemoryPlan:  # fmt: skip
     """What the road will hold on the CPU for the scan of ``native_shape`` (z, y, x) under this window plan."""
     depth, height, width = plan.shape
@@ -64,9 +65,11 @@ def plan_memory(
         "logits of air": FLOAT * classes * window * skips_air,
     }
     found = {"labels": label * native, "probabilities": FLOAT * native * probabilities}
-    # Turning what was found to the scan's own axes takes as much again, in the place of what rolled.
-    beyond = max(sum(found.values()) - sum(rolling.values()), 0)
-    return MemoryPlan(resident, rolling | found | {"labels turned to the scan's axes": beyond})
+    # Turning what was found to the scan's own axes takes as much again; then components are found. Both in the place
+    # of what rolled.
+    after = max(sum(found.values()), BYTES_PER_VOXEL * native if components == "largest" else 0)
+    beyond = max(after - sum(rolling.values()), 0)
+    return MemoryPlan(resident, rolling | found | {"labels turned to the scan's axes, components": beyond})
 
 
 def resident_bytes() -> int:

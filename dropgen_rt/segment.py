@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.air import greatest_of
+from dropgen_rt.components import doubt, keep_largest_component
 from dropgen_rt.engines import Engine, open_engine
 from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
@@ -45,7 +46,8 @@ class Segmentation:
     """The result on the scan's own grid.
 
     ``labels`` is a Volume (1, z, y, x) uint8 (uint16 above 255 labels); ``probabilities``, if asked for, a
-    Volume (1, z, y, x) float32 with the softmax probability of the winning label.
+    Volume (1, z, y, x) float32 with the softmax probability of the winning label, also where that label was then
+    left out as a component of its own.
     """
 
     labels: Volume
@@ -76,7 +78,6 @@ def segment(
         opened = model if isinstance(model, Model) else open_named(None if model is None else str(model))
     manifest = opened.manifest
     chosen = settings or Settings()
-    overlap, blend = chosen.resolved(manifest)
     refuse_unsuitable(source, manifest)
     with watch.stage("open_engine"):
         running = engine or open_engine(opened, precision="fp32" if chosen.reference else None)
@@ -93,19 +94,14 @@ def segment(
         input=_describe_input(source),
         model={"name": manifest.name, "sha256": opened.sha256, "window": plan.window},
         engine=described,
-        settings={
-            "overlap": overlap,
-            "blend": blend,
-            "placement": chosen.placed(manifest),
-            "reference": chosen.reference,
-        },
+        settings=chosen.told(manifest),
         windows=found.windows,
         skipped_windows=found.skipped,
         predicted_peak_bytes=memory.peak,
         labels=label_volumes(found.labels, geometry, manifest.labels),
         timings_s={name: round(seconds, 4) for name, seconds in watch.seconds.items()},
         versions={name: version(name) for name in ("dropgen-rt", "numpy", "simpleitk")},
-        warnings=(*source.warnings, *doubts(source.volume, manifest)),
+        warnings=(*source.warnings, *doubts(source.volume, manifest), *doubt(found.apart)),
     )
     best = None if found.probability is None else Volume(found.probability[None], geometry)
     return Segmentation(Volume(found.labels[None], geometry), record, best)
@@ -150,7 +146,11 @@ def _segment(
             labels = nearest(labels, working, oriented)
         labels = np.ascontiguousarray(change.undo(labels))
         best = None if best is None else np.ascontiguousarray(change.undo(best))
-    return replace(found, labels=labels, probability=best), memory, plan
+        found = replace(found, labels=labels, probability=best)  # what rolled is no longer held
+    if settings.kept(manifest) == "largest":
+        with watch.stage("components"):
+            found = replace(found, apart=keep_largest_component(labels))
+    return found, memory, plan
 
 
 def _roll_on_cpu(
@@ -182,6 +182,7 @@ def _memory(plan: WindowPlan, native: Edges, manifest: Manifest, settings: Setti
     counted = plan_memory(
         plan, native, channels=len(manifest.channels), batch=1, classes=manifest.classes,
         probabilities=settings.probabilities, resident=resident_bytes(), skips_air=settings.skips_air,
+        components=settings.kept(manifest),
     )  # fmt: skip
     return MemoryPlan(counted.resident, counted.parts | {"next scan": settings.reserved_bytes})
 

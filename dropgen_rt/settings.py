@@ -1,8 +1,10 @@
 """What can be chosen about the road of one scan."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from dropgen_rt.air import AirRule, Greatest, body_box
+from dropgen_rt.components import COMPONENTS, Components
 from dropgen_rt.errors import UsageError
 from dropgen_rt.kernels import Normalisation
 from dropgen_rt.manifest import Manifest
@@ -14,11 +16,12 @@ REFERENCE_OVERLAP = 0.5
 
 @dataclass(frozen=True)
 class Settings:
-    """How windows lie, overlap and blend. ``None`` means the model's own choice.
+    """How windows lie, overlap and blend, and which components stay. ``None`` means the model's own choice.
 
     ``reference`` fixes these to MONAI's sliding window (over the scan, 0.5, constant) and takes the arg-max on the
     working grid, as the published method does; labels then go to the scan's grid by nearest neighbour; no window is
-    skipped. ``placement`` "body" lays windows over what is not air, evenly; all else is background.
+    skipped, and all components stay. ``placement`` "body" lays windows over what is not air, evenly; all else is
+    background.
     ``memory_bytes`` is the most that this process may hold; None leaves it to what the machine has free.
     ``window`` is (z, y, x) voxels for a model whose graph takes any, or "auto": the size that computes least and fits.
     ``reserved_bytes`` is what other work of this process will take meanwhile, and is counted in the prediction.
@@ -35,6 +38,7 @@ class Settings:
     reserved_bytes: int = 0
     cuda_graph: bool = False
     placement: Placement | None = None
+    components: Components | None = None
 
     def __post_init__(self) -> None:
         if self.overlap is not None and not 0 <= self.overlap < 1:
@@ -43,9 +47,13 @@ class Settings:
             raise UsageError(f"blend {self.blend!r}: accepted are {' and '.join(BLENDS)}")
         if self.placement is not None and self.placement not in PLACEMENTS:
             raise UsageError(f"placement {self.placement!r}: accepted are {' and '.join(PLACEMENTS)}")
-        if self.reference and (self.overlap, self.blend, self.placement) != (None, None, None):
+        if self.components is not None and self.components not in COMPONENTS:
+            raise UsageError(f"components {self.components!r}: accepted are {' and '.join(COMPONENTS)}")
+        fixed = self.overlap, self.blend, self.placement, self.components
+        if self.reference and fixed != (None, None, None, None):
             raise UsageError(
-                "reference mode fixes overlap, blend and placement; leave --overlap, --blend and --placement out"
+                "reference mode fixes overlap, blend, placement and components; leave --overlap, --blend, --placement "
+                "and --components out"
             )
         if self.placement == "body" and not self.skip_air:
             raise UsageError("placement body leaves air out; give it or --every-window, not both")
@@ -68,6 +76,19 @@ class Settings:
     def placed(self, manifest: Manifest) -> Placement:
         """Where windows lie; over the whole scan where none may be left out."""
         return (self.placement or manifest.placement) if self.skips_air else "scan"
+
+    def kept(self, manifest: Manifest) -> Components:
+        """Which connected components of the labels stay; in reference mode all."""
+        return "all" if self.reference else self.components or manifest.components
+
+    def told(self, manifest: Manifest) -> dict[str, Any]:
+        """What a record says of how labels were made."""
+        overlap, blend = self.resolved(manifest)
+        placement, components = self.placed(manifest), self.kept(manifest)
+        return {
+            "overlap": overlap, "blend": blend, "placement": placement, "components": components,
+            "reference": self.reference,
+        }  # fmt: skip
 
     def air(self, manifest: Manifest) -> AirRule:
         """What is done with windows of nothing but air."""

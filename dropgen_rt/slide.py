@@ -55,12 +55,13 @@ def argmax_labels(sums: NDArray[np.float32], totals: tuple[NDArray[np.float32], 
 @dataclass(frozen=True)
 class Rolled:
     """Labels (nz, ny, nx) uint8 or uint16, their probability or None, how many windows there were, and how many of
-    them held only air."""
+    them held only air; ``apart`` is the share of what was labelled that components.py left out afterwards."""
 
     labels: NDArray[np.unsignedinteger]
     probability: NDArray[np.float32] | None
     windows: int
     skipped: int
+    apart: float = 0.0
 
 
 def roll(

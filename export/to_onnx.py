@@ -15,6 +15,7 @@ from torch import nn
 
 import dropgen_rt
 from dropgen_rt.atomic import atomic_path
+from dropgen_rt.components import Components
 from dropgen_rt.engines.choose import choose, create
 from dropgen_rt.engines.contract import Precision
 from dropgen_rt.errors import ModelError, UsageError
@@ -46,7 +47,7 @@ class ExportOptions:
     """``window`` (z, y, x) voxels, by default the training window; ``dynamic`` lets it vary in multiples of the stride.
 
     ``weights`` "fp16" stores kernels as float16; ``precision`` types the graph's body; ``golden`` names scans;
-    ``overlap``, ``placement`` and ``blend`` are what inference uses unless told otherwise.
+    ``overlap``, ``placement``, ``blend`` and ``components`` are what inference uses unless told otherwise.
     """
 
     name: str | None = None
@@ -59,6 +60,7 @@ class ExportOptions:
     overlap: float = 0.5
     placement: Placement = "scan"
     blend: Blend = "constant"
+    components: Components = "all"
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -148,6 +150,7 @@ def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions,
         "overlap": options.overlap,
         "placement": options.placement,
         "blend": options.blend,
+        "components": options.components,
     }
     return read_fields(Manifest, fields, unknown="refuse")
 

@@ -104,7 +104,7 @@ def test_nothing_imports_the_command_line():
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("SimpleITK", {"dropgen_rt/volume.py", "dropgen_rt/surface.py"}),
+        ("SimpleITK", {f"dropgen_rt/{name}.py" for name in ("volume", "surface", "components")}),
         ("openvino", {f"dropgen_rt/engines/openvino_{name}.py" for name in ("engine", "int8", "means", "upsampling")}),
         ("PIL", {"dropgen_rt/picture.py"}),
         (

@@ -178,7 +178,13 @@ def test_reference_mode(scan, out, model_file):
     result = run("infer", scan(), "-o", out, "--model", model_file, "--reference")
     assert result.exit_code == 0, result.output
     settings = json.loads((out / "scan_seg.json").read_text())["settings"]
-    assert settings == {"overlap": 0.5, "blend": "constant", "placement": "scan", "reference": True}
+    assert settings == {
+        "overlap": 0.5,
+        "blend": "constant",
+        "placement": "scan",
+        "components": "all",
+        "reference": True,
+    }
 
 
 def test_windows_around_the_body(scan, out, model_file):
@@ -193,6 +199,7 @@ def test_windows_around_the_body(scan, out, model_file):
         ("--reference --overlap 0.5", 2),
         ("--reference --blend constant", 2),
         ("--reference --placement body", 2),
+        ("--reference --components all", 2),
         ("--every-window --placement body", 2),
         ("--overlap 1", 2),
         ("--model nobody", 4),

@@ -11,8 +11,8 @@ from dropgen_rt.manifest import SCHEMA, Intensity, Label, Manifest
 
 def test_it_survives_json(tiny):
     manifest = tiny.manifest(
-        channels=("T1", "T2"), overlap=0.25, blend="constant", placement="body", orientation="RAS",
-        notice="of its data", training={"steps": 5, "config": {"seed": 0}},
+        channels=("T1", "T2"), overlap=0.25, blend="constant", placement="body", components="largest",
+        orientation="RAS", notice="of its data", training={"steps": 5, "config": {"seed": 0}},
         intensity=Intensity("percentile", 1.0, 99.0),
     )  # fmt: skip
     assert Manifest.from_json(manifest.to_json()) == manifest
@@ -82,6 +82,7 @@ def test_a_missing_field_is_refused(tiny, field):
         {"overlap": "half"},
         {"placement": "head"},
         {"blend": "median"},
+        {"components": "each"},
         {"channels": []},
     ],
     ids=str,
@@ -129,4 +130,4 @@ def test_an_unknown_kind_of_intensity_is_refused():
 
 
 def test_this_version_writes_its_own_schema(tiny):
-    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.2"
+    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.3"

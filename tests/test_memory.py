@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from dropgen_rt.components import BYTES_PER_VOXEL, COMPONENTS
 from dropgen_rt.errors import MemoryLimitError, UsageError
 from dropgen_rt.memory import (
     MemoryPlan,
@@ -97,4 +98,11 @@ def test_labels_are_turned_in_the_place_of_what_rolled(probabilities):
     )
     found = (1 + 4 * probabilities) * 400**3
     assert large.peak == 2 * found
-    assert like.parts["labels turned to the scan's axes"] == 0
+    assert like.parts["labels turned to the scan's axes, components"] == 0
+
+
+def test_components_are_found_in_the_place_of_what_rolled():
+    plan = WindowPlan.cover((40, 40, 40), (32, 32, 32), 0.5)
+    known = {"channels": 1, "classes": 3, "batch": 1, "probabilities": False, "resident": 0}
+    peaks = [plan_memory(plan, (400,) * 3, components=components, **known).peak for components in COMPONENTS]
+    assert peaks == [2 * 400**3, (1 + BYTES_PER_VOXEL) * 400**3]

@@ -174,7 +174,13 @@ def test_the_record_of_a_file(model, model_file, make, tmp_path):
         "spacing_mm": [1.5, 2.0, 3.0], "orientation": "LPS",
     }  # fmt: skip
     assert known["model"] == {"name": "tiny", "sha256": model.sha256, "window": [16, 16, 16]}
-    assert known["settings"] == {"overlap": 0.0, "blend": "constant", "placement": "scan", "reference": False}
+    assert known["settings"] == {
+        "overlap": 0.0,
+        "blend": "constant",
+        "placement": "scan",
+        "components": "all",
+        "reference": False,
+    }
     assert {key: known["engine"][key] for key in ("name", "precision", "device")} == {
         "name": "openvino", "precision": "fp32", "device": "cpu",
     }  # fmt: skip
@@ -202,12 +208,35 @@ def test_settings_left_open_are_the_models(tiny, tmp_path):
     path = tiny.write(tmp_path / "own.onnx", overlap=0.5, blend="gaussian")
     volume = phantom(*GRIDS["working"])
     assert segment(volume, path).record.settings == {
-        "overlap": 0.5, "blend": "gaussian", "placement": "scan", "reference": False,
+        "overlap": 0.5, "blend": "gaussian", "placement": "scan", "components": "all", "reference": False,
     }  # fmt: skip
     given = segment(volume, path, Settings(overlap=0.25, blend="constant")).record.settings
-    assert given == {"overlap": 0.25, "blend": "constant", "placement": "scan", "reference": False}
+    assert given == {"overlap": 0.25, "blend": "constant", "placement": "scan", "components": "all", "reference": False}
     fixed = segment(volume, path, Settings(reference=True)).record.settings
-    assert fixed == {"overlap": 0.5, "blend": "constant", "placement": "scan", "reference": True}
+    assert fixed == {"overlap": 0.5, "blend": "constant", "placement": "scan", "components": "all", "reference": True}
+
+
+@pytest.mark.parametrize("size", [(60, 14, 12), (120, 14, 12)], ids=["the far one smaller", "the far one larger"])
+def test_components_that_lie_apart_are_left_out(tiny, tmp_path, size):
+    """Two bright blobs that no label connects."""
+    values = np.zeros((1, *size[::-1]), np.float32)
+    values[0, 2:10, 2:12, 2:14] = 100
+    far = values.copy()
+    far[0, 4:8, 4:10, 40:] = 100
+    known = Geometry(size, (1.5, 1.0, 2.0), (0.0, 0.0, 0.0), IDENTITY)
+    own = tiny.write(tmp_path / "own.onnx", components="largest")
+    whole, alone = (segment(Volume(far, known), own, Settings(components=choice)) for choice in ("all", None))
+    both = whole.labels.array > 0
+    assert both[..., 30:].any() and both[..., :20].any() and not both[..., 20:30].any()
+    larger = np.s_[..., :25] if size[0] == 60 else np.s_[..., 25:]
+    expected = np.zeros_like(whole.labels.array)
+    expected[larger] = whole.labels.array[larger]
+    assert np.array_equal(alone.labels.array, expected)
+    assert sum(row.voxels for row in alone.record.labels) == np.count_nonzero(expected)
+    assert alone.record.settings["components"] == "largest" and "components" in alone.record.timings_s
+    told = [line for line in alone.record.warnings if "lay apart from its largest component" in line]
+    assert len(told) == 1 and told[0].startswith(f"{1 - np.count_nonzero(expected) / both.sum():.0%} of what")
+    assert segment(Volume(far, known), own, Settings(reference=True)).record.settings["components"] == "all"
 
 
 def test_percentile_bounds_make_labels_independent_of_scale(tiny, tmp_path):
@@ -281,9 +310,11 @@ def test_a_missing_model(home):
         ({"overlap": 1.0}, "accepted is a number from 0 up to"),
         ({"overlap": -0.5}, "accepted is a number from 0 up to"),
         ({"blend": "median"}, "accepted are constant and gaussian"),
-        ({"reference": True, "overlap": 0.5}, "reference mode fixes overlap, blend and placement"),
-        ({"reference": True, "blend": "constant"}, "reference mode fixes overlap, blend and placement"),
-        ({"reference": True, "placement": "scan"}, "reference mode fixes overlap, blend and placement"),
+        ({"reference": True, "overlap": 0.5}, "reference mode fixes overlap, blend, placement and components"),
+        ({"reference": True, "blend": "constant"}, "reference mode fixes overlap, blend, placement and components"),
+        ({"reference": True, "placement": "scan"}, "reference mode fixes overlap, blend, placement and components"),
+        ({"reference": True, "components": "all"}, "reference mode fixes overlap, blend, placement and components"),
+        ({"components": "each"}, "accepted are all and largest"),
         ({"placement": "head"}, "accepted are scan and body"),
         ({"placement": "body", "skip_air": False}, "give it or --every-window, not both"),
         ({"reference": True, "probabilities": True}, "gives no probabilities"),

@@ -190,12 +190,15 @@ def test_one_source_is_given(arguments, tmp_path):
 @pytest.mark.parametrize(
     ("words", "named"),
     [(("--window", 8, 8, 8), "--window"), (("--window", "dynamic"), "--dynamic"), (("--weights", "fp16"), "--weights"),
-     (("--blend", "gaussian"), "--blend"), (("--opset", 18), "--opset")],
+     (("--blend", "gaussian"), "--blend"), (("--components", "largest"), "--components"),
+     (("--opset", 18), "--opset")],
 )  # fmt: skip
 def test_options_that_would_change_another_network(words, named, toml, tmp_path):
     source = onnx_file(tmp_path / "n.x")
     result = run("--onnx", source, "--manifest", toml(), "-o", tmp_path / "m.onnx", *words)
-    assert_refused(result, 2, f"{named}: for a CHECKPOINT only; window, overlap, placement and blend of another")
+    assert_refused(
+        result, 2, f"{named}: for a CHECKPOINT only; window, overlap, placement, blend and components of another"
+    )
 
 
 @pytest.mark.parametrize("form", ["--torchscript", "--onnx"])

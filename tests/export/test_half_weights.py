@@ -119,10 +119,11 @@ def test_the_command_reports_both_differences(trained: Path, tmp_path: Path) -> 
     assert lines[-3].startswith("with kernels rounded to fp16, against the checkpoint's own ")
 
 
-def test_overlap_placement_and_blend_are_written_and_checked(trained: Path, tmp_path: Path) -> None:
+def test_what_inference_uses_is_written_and_checked(trained: Path, tmp_path: Path) -> None:
     assert export(trained, tmp_path / "half.onnx").manifest.overlap == 0.5
     assert export(trained, tmp_path / "quarter.onnx", ExportOptions(overlap=0.25)).manifest.overlap == 0.25
     assert export(trained, tmp_path / "body.onnx", ExportOptions(placement="body")).manifest.placement == "body"
     assert export(trained, tmp_path / "smooth.onnx", ExportOptions(blend="gaussian")).manifest.blend == "gaussian"
+    assert export(trained, tmp_path / "one.onnx", ExportOptions(components="largest")).manifest.components == "largest"
     with pytest.raises(UsageError, match=r"--overlap 1\.0: accepted is a number from 0 up to, not including, 1"):
         ExportOptions(overlap=1.0)
