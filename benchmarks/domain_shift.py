@@ -26,11 +26,12 @@ from dropgen_rt.train.checkpoint import load_encoder
 from dropgen_rt.train.config import IMAGE_FIRST, TrainConfig
 from dropgen_rt.train.device import autocast, move_to
 from dropgen_rt.train.losses import make_loss
-from dropgen_rt.train.network import DropGen, UNet, UNetConfig
+from dropgen_rt.train.network import NORMS, DropGen, UNet, segmentor_config
 
 # "image-first" is dropgen with the options of IMAGE_FIRST.
 METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25")
-SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision")
+SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision", "norm")
+OLDER = {"subjects": 0, "norm": "batch"}  # what runs had that do not tell it
 TEST_BATCH = 8
 BASELINE = "erm"
 
@@ -56,6 +57,7 @@ def main() -> None:
     run.add_argument("--cases", type=int, default=0, help="Test on the first so many of each domain; 0 takes all.")
     run.add_argument("--subjects", type=int, default=0, help="Few-shot: train on so many scans, drawn by seed; 0: all.")
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    run.add_argument("--norm", choices=NORMS, default="batch", help="Of the segmentor, whatever the method.")
     run.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     run.add_argument("--minutes", type=float, default=float("inf"), help="Start no further run after this.")
     report = verbs.add_parser("report")
@@ -90,7 +92,7 @@ def do_run(arguments: argparse.Namespace) -> None:
             path = arguments.runs / f"{data.setting}-{method.replace(' ', '')}-{seed}.json"
             note = {"setting": data.setting, "method": method, "seed": seed, "encoder_sha256": digest, **settings}
             note |= IMAGE_FIRST if image_first(method) else {}
-            if path.is_file() and {"subjects": 0} | json.loads(path.read_text())["note"] == note:
+            if path.is_file() and OLDER | json.loads(path.read_text())["note"] == note:
                 continue
             if time.perf_counter() - start > 60 * arguments.minutes:
                 print("time is up; the same command goes on")
@@ -148,7 +150,8 @@ def make_network(data: Data, encoder: UNet, name: str, seed: int, arguments: arg
     kind, _, drop = name.partition(" ")
     features = 0 if kind == "erm" else encoder.config.out_channels
     inputs = features + (0 if kind == "features" else 1)
-    segmentor = UNetConfig(inputs, len(data.labels) + 1, arguments.width, arguments.levels, padding_mode="zeros")
+    classes = len(data.labels) + 1
+    segmentor = segmentor_config(inputs, classes, arguments.width, arguments.levels, arguments.norm)
     scale = IMAGE_FIRST["feature_scale"] if image_first(name) else 1.0
     method = kind.replace("image-first", "dropgen")
     network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), method, scale)
@@ -288,7 +291,7 @@ def table(runs: list[dict]) -> dict:
         for method, row in methods.items()
         if BASELINE in methods and method != BASELINE
     }
-    settings = {key: runs[0]["note"].get(key, 0) for key in SETTINGS}  # older runs knew no subjects
+    settings = {key: (OLDER | runs[0]["note"])[key] for key in SETTINGS}
     settings["devices"] = sorted({run.get("device", "not kept") for run in runs})
     return {**settings, "encoder_sha256": runs[0]["note"]["encoder_sha256"], "gain": gain, "methods": methods}
 

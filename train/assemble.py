@@ -1,6 +1,7 @@
 """The parts of a run, made from its config: network, prepared cases, samplers, validation set."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, grid_of
 from dropgen_rt.train.distributed import Ranks
-from dropgen_rt.train.network import DropGen, UNet, UNetConfig, feature_scale_of, rebuild
+from dropgen_rt.train.network import DropGen, UNet, UNetConfig, feature_scale_of, rebuild, segmentor_config
 from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, made_folder, prepare
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
@@ -33,7 +34,7 @@ def make_network(dataset: Dataset, config: TrainConfig, encoder_path: Path | Non
     classes = len(dataset.labels) + 1
     segmentor: UNetConfig | MonaiConfig
     if config.segmentor == "unet":
-        segmentor = UNetConfig(inputs, classes, config.width, config.levels, padding_mode="zeros")
+        segmentor = segmentor_config(inputs, classes, config.width, config.levels, config.norm)
     else:
         segmentor = MonaiConfig(config.segmentor, inputs, classes, config.width, config.levels)
     network = DropGen(
@@ -59,20 +60,24 @@ def _encoder(config: TrainConfig, path: Path | None) -> UNet | None:
     return checkpoint.load_encoder(path)
 
 
-def trained_scale(path: Path) -> float:
-    """What a checkpoint's network multiplies its features by. Raises MissingModelError or ModelError."""
-    return feature_scale_of(checkpoint.load(path)["network"])
+def trained_choices(path: Path) -> dict[str, Any]:
+    """Of a checkpoint's network what a preset chooses, too: the features' scale, and the norm of our own segmentor.
+
+    Raises MissingModelError or ModelError.
+    """
+    network = checkpoint.load(path)["network"]
+    norm = network["segmentor"].get("norm")
+    return {"feature_scale": feature_scale_of(network)} | ({"norm": norm} if norm else {})
 
 
 def start_from(path: Path, network: DropGen) -> None:
     """Take the weights of a checkpoint of a like network. Raises UsageError if it is none."""
-    content = checkpoint.load(path)
-    told = content["network"] | {"feature_scale": feature_scale_of(content["network"]), "drop": 0}
-    if told != network.description() | {"drop": 0}:
+    trained, _ = load_network(path)  # rebuilt, because older checkpoints do not tell all
+    if trained.description() | {"drop": 0} != network.description() | {"drop": 0}:
         raise UsageError(
-            f"{path}: a network of another layout; give the same --width, --levels, --feature-scale and labels"
+            f"{path}: a network of another layout; give the same --width, --levels, --norm, --feature-scale and labels"
         )
-    network.load_state_dict(content["state"])
+    network.load_state_dict(trained.state_dict())
 
 
 def load_network(path: Path) -> tuple[DropGen, dict]:

@@ -1,7 +1,7 @@
 """One frozen description of a training run; checked when made, stored in every checkpoint and as TOML in the run."""
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
 from dropgen_rt.manifest import Intensity
-from dropgen_rt.train.network import METHODS, Method
+from dropgen_rt.train.network import METHODS, NORMS, Method, Norm
 from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
 
 LossKind = Literal["dice_ce", "dice_focal", "tversky", "ce"]
@@ -78,6 +78,7 @@ class TrainConfig:
     validate_every: int = 250  # paper: 1 000
     seed: int = 0
     segmentor: SegmentorKind = "unet"
+    norm: Norm = "batch"  # of the segmentor "unet"; instance norms see one crop, batch norms all; paper: batch
     loss: LossKind = "dice_ce"
     precision: Precision = "auto"  # bf16 on a GPU, fp32 on a CPU; paper: bf16
     compile: bool = False
@@ -108,6 +109,8 @@ class TrainConfig:
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise UsageError(f"{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
+        if self.norm != "batch" and self.segmentor != "unet":
+            raise UsageError(f"norm {self.norm!r} with segmentor {self.segmentor!r}: it has its own; leave --norm out")
 
     def _check_image_and_features(self) -> None:
         if not 0 <= self.image_first < 1:
@@ -155,7 +158,7 @@ WITH_BOTH = ("dropgen", "concat")
 IMAGE_FIRST: dict[str, Any] = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS, "segmentor": SEGMENTORS, "loss": LOSSES, "precision": PRECISIONS,
+    "method": METHODS, "segmentor": SEGMENTORS, "norm": NORMS, "loss": LOSSES, "precision": PRECISIONS,
 }  # fmt: skip
 
 # What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
@@ -177,20 +180,33 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def preset_for(name: str, given: Sequence[Mapping[str, Any]], trained_scale: float | None = None) -> dict[str, Any]:
+def preset_for(
+    name: str, given: Sequence[Mapping[str, Any]], trained: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What preset ``name`` sets below the layers ``given``.
 
-    Methods without image or features have no order of the two. Weights to start from, of a network that scales features
-    by ``trained_scale``, know them already. Raises UsageError for an unknown name.
+    Methods without image or features have no order of the two; MONAI's segmentors have their own norms. Weights to
+    start from know features already: ``trained`` is how their network scales these, and its norm. Raises UsageError for
+    an unknown name.
     """
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}: accepted are {', '.join(PRESETS)}")
-    method = next((layer["method"] for layer in reversed(given) if "method" in layer), TrainConfig.method)
-    both = method in WITH_BOTH
-    if both and trained_scale is None:
-        return PRESETS[name]
-    chosen = {key: value for key, value in PRESETS[name].items() if key not in IMAGE_FIRST}
-    return chosen | ({"feature_scale": trained_scale} if both else {})
+    both = _last("method", given) in WITH_BOTH
+    chosen = PRESETS[name]
+    if trained is not None or not both:
+        chosen = _without(IMAGE_FIRST, chosen)
+    chosen = chosen | (trained or {})
+    if not both:
+        chosen = _without(("feature_scale",), chosen)
+    return chosen if _last("segmentor", given) == "unet" else _without(("norm",), chosen)
+
+
+def _last(name: str, given: Sequence[Mapping[str, Any]]) -> Any:
+    return next((layer[name] for layer in reversed(given) if name in layer), getattr(TrainConfig, name))
+
+
+def _without(names: Collection[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in names}
 
 
 def build_config(*layers: Mapping[str, Any]) -> TrainConfig:

@@ -16,9 +16,13 @@ from dropgen_rt.train.segmentors import MonaiConfig, MonaiSegmentor
 
 Method = Literal["dropgen", "erm", "features", "concat"]
 METHODS: tuple[Method, ...] = ("dropgen", "erm", "features", "concat")
+Norm = Literal["batch", "instance"]
+NORMS: tuple[Norm, ...] = ("batch", "instance")
 
 # The feature normalisation's epsilon of the reference; part of the model's definition, not a tuning knob.
 INSTANCE_NORM_EPS = 1e-5
+# That of the published anatomix-dev's own norms, which learn no scale and shift.
+ANATOMIX_DEV_EPS = 1e-2
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,12 @@ class UNetConfig:
     out_channels: int = 16
     width: int = 16
     levels: int = 4
-    norm: Literal["batch", "instance"] = "batch"
+    norm: Norm = "batch"
     pool: Literal["max", "average"] = "max"
     upsample: Literal["nearest", "trilinear"] = "nearest"
     conv_bias: bool = False
     padding_mode: Literal["reflect", "zeros"] = "reflect"
+    affine: bool = False  # of instance norms: scale and shift are learnt; batch norms always learn them
 
     @property
     def stride(self) -> int:
@@ -42,8 +47,13 @@ class UNetConfig:
 
     @property
     def smallest_edge(self) -> int:
-        """Reflect padding needs two voxels at the bottleneck; zero padding is content with one."""
-        return self.stride * (2 if self.padding_mode == "reflect" else 1)
+        """Reflect padding and instance norms need two voxels at the bottleneck; else one will do."""
+        return self.stride * (2 if self.padding_mode == "reflect" or self.norm == "instance" else 1)
+
+
+def segmentor_config(inputs: int, classes: int, width: int, levels: int, norm: Norm = "batch") -> UNetConfig:
+    """The reference's segmentor, or the same with instance norms as nnU-Net has them: scale and shift are learnt."""
+    return UNetConfig(inputs, classes, width, levels, norm, padding_mode="zeros", affine=norm == "instance")
 
 
 ANATOMIX = UNetConfig()
@@ -137,7 +147,9 @@ def _conv(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:
 def _norm(channels: int, config: UNetConfig) -> nn.Module:
     if config.norm == "batch":
         return BatchNorm3d(channels)
-    return nn.InstanceNorm3d(channels, eps=1e-2)
+    if config.affine:
+        return nn.InstanceNorm3d(channels, affine=True)
+    return nn.InstanceNorm3d(channels, eps=ANATOMIX_DEV_EPS)
 
 
 def _upsample(config: UNetConfig) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
-from dropgen_rt.train.assemble import trained_scale
+from dropgen_rt.train.assemble import trained_choices
 from dropgen_rt.train.config import TrainConfig, build_config, parse_assignments, preset_for, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.fingerprint import Fingerprint
@@ -38,16 +38,16 @@ def configure(
 ) -> TrainConfig:
     """The config of a run: preset, then the data set's fingerprint, then file, options and assignments.
 
-    With ``init``, the checkpoint that it starts from, features are scaled as they are there, unless told otherwise.
-    Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Raises InputError with
-    every fault of the data set, ModelError for a broken checkpoint, or UsageError.
+    With ``init``, the checkpoint that it starts from, features are scaled and norms are as they are there, unless told
+    otherwise. Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Raises
+    InputError with every fault of the data set, ModelError for a broken checkpoint, or UsageError.
     """
     if not resume and (out / "last.pt").is_file():
         raise UsageError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
     given: list[Mapping[str, Any]] = [options, parse_assignments(assignments)]
     if file is not None:
         given.insert(0, read_toml(file))
-    below = preset_for(preset, given, None if init is None or resume else trained_scale(init))
+    below = preset_for(preset, given, None if init is None or resume else trained_choices(init))
     if resume and (out / "config.toml").is_file():
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)

@@ -13,6 +13,7 @@ from shared_data import DATA, needs
 from dropgen_rt import cli_export
 from dropgen_rt.cli import main
 from dropgen_rt.engines import open_engine
+from dropgen_rt.engines.choose import create
 from dropgen_rt.errors import MissingModelError, ModelError, UsageError, VerificationError
 from dropgen_rt.export import to_onnx
 from dropgen_rt.export.check import PARITY
@@ -20,26 +21,33 @@ from dropgen_rt.export.fuse import fuse
 from dropgen_rt.export.to_onnx import ExportOptions, export
 from dropgen_rt.model import read_model
 from dropgen_rt.train import checkpoint
+from dropgen_rt.train.layers import Conv3d
 from dropgen_rt.train.loop import load_network
-from dropgen_rt.train.network import DropGen, UNetConfig
+from dropgen_rt.train.network import DropGen, Norm, UNetConfig
 from dropgen_rt.verify import golden_of
 
 
-def network(padding: str = "zeros") -> DropGen:
+def network(padding: str = "zeros", norm: Norm = "batch") -> DropGen:
     torch.manual_seed(0)
     encoder = UNetConfig(out_channels=4, width=4, levels=2, padding_mode=padding)  # type: ignore[arg-type]
-    segmentor = UNetConfig(5, 3, 4, 2, padding_mode=padding)  # type: ignore[arg-type]
+    segmentor = UNetConfig(5, 3, 4, 2, norm, padding_mode=padding, affine=norm == "instance")  # type: ignore[arg-type]
     made = DropGen(segmentor, encoder, drop=0.5, feature_scale=0.1 if padding == "zeros" else 1.0)  # both ways
-    for module in made.modules():  # batch norms that do something
+    for module in made.modules():  # norms that do something
         if isinstance(module, torch.nn.BatchNorm3d):
             module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        if isinstance(module, torch.nn.InstanceNorm3d) and module.affine:
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
     return made.eval()
 
 
 @pytest.fixture(params=["zeros", "reflect"])
 def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    made = network(request.param)
+    return saved(network(request.param), tmp_path / "best.pt")
+
+
+def saved(made: DropGen, path: Path) -> Path:
     content = {
         "network": made.description(),
         "state": made.state_dict(),
@@ -54,8 +62,8 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         },
         "progress": {"step": 1, "validation_dice": [0.5, 0.5]},
     }
-    checkpoint.save(tmp_path / "best.pt", content)
-    return tmp_path / "best.pt"
+    checkpoint.save(path, content)
+    return path
 
 
 # Enough for what does not depend on the padding.
@@ -88,6 +96,22 @@ def test_export_writes_a_model_that_explains_itself(trained: Path, tmp_path: Pat
     assert operators["InstanceNormalization"] == 1
     assert not {"Dropout", "BatchNormalization"} & set(operators)
     assert str(Path.cwd()) not in str(graph)  # no source positions of the exporting machine
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_instance_norms_of_the_segmentor_stay(engine: str, tmp_path: Path) -> None:
+    made = network(norm="instance")
+    _, (row,) = export(saved(made, tmp_path / "best.pt"), tmp_path / "m.onnx")
+    assert row.largest <= PARITY
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
+    # One of the features, and one after each of the segmentor's convolutions but the last.
+    assert operators["InstanceNormalization"] == 1 + sum(isinstance(m, Conv3d) for m in made.segmentor.modules()) - 1
+    image = np.random.default_rng(0).random((2, 1, 16, 16, 16), dtype=np.float32)
+    with torch.no_grad():
+        expected = made(torch.from_numpy(image)).numpy()
+    with create(read_model(tmp_path / "m.onnx"), engine, "fp32", "cpu") as opened:
+        difference = np.abs(opened.infer(image) - expected).max()
+    assert difference <= PARITY * np.ptp(expected)
 
 
 def test_export_refuses_a_mismatch_and_leaves_nothing(

@@ -33,9 +33,18 @@ def test_the_method_is_dropgen_unless_named() -> None:
 
 
 def test_weights_to_start_from_know_features_already() -> None:
-    config = build_config(preset_for("tiny", [], trained_scale=0.3))
+    config = build_config(preset_for("tiny", [], trained={"feature_scale": 0.3, "norm": "batch"}))
     assert (config.image_first, config.feature_scale, config.settle) == (0.0, 0.3, 0.0)
-    assert build_config({"method": "erm"}, preset_for("tiny", [{"method": "erm"}], 0.3)).feature_scale == 1.0
+    assert config.norm == "batch"
+    image_alone = preset_for("tiny", [{"method": "erm"}], {"feature_scale": 1.0, "norm": "instance"})
+    assert build_config({"method": "erm"}, image_alone).norm == "instance"
+
+
+def test_norms_of_monais_segmentors_are_their_own() -> None:
+    given = [{"segmentor": "dynunet"}]
+    assert build_config(preset_for("tiny", given), *given).norm == "batch"
+    with pytest.raises(UsageError, match="norm 'instance' with segmentor 'dynunet': it has its own; leave --norm out"):
+        TrainConfig(norm="instance", segmentor="dynunet")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
