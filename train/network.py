@@ -196,13 +196,16 @@ class DropGen(nn.Module):
     def _start_from_the_image(self, images: int) -> None:
         """Zero the first layers' feature weights: the segmentor begins as the image's own and takes features in.
 
-        Sixteen standardised features otherwise drown one image, and a short training sees little but them.
+        Sixteen standardised features otherwise drown one image, and a short training sees little but them. The image's
+        weights are drawn for all inputs together, small; they get the size that the image alone would have had, or the
+        first steps, as large as they are, would throw them about.
         """
         inputs = self.segmentor.config.in_channels
         for layer in self.segmentor.modules():  # SwinUNETR has more than one layer that sees the input
             if isinstance(layer, nn.Conv3d) and layer.in_channels == inputs:
                 with torch.no_grad():
                     layer.weight[:, images:] = 0
+                    layer.weight[:, :images] *= (inputs / images) ** 0.5
 
     def train(self, mode: bool = True) -> "DropGen":
         """Switch modes, except that the frozen encoder stays in evaluation mode for ever."""
