@@ -20,14 +20,14 @@ FILE = click.Path(path_type=Path)
 @click.option("--encoder", metavar="NAME|FILE", help="Frozen encoder; by default the one in the package.")
 @click.option("--method", help="dropgen, erm (image only), features (no image) or concat (no dropout).")
 @click.option("--drop", type=float, help="Share of channels dropped while training.")
-@click.option("--image-first", type=float, help="Share of the steps on the image alone, before the features; tiny 0.7.")
+@click.option("--image-first", type=float, help="Share of the steps on the image alone, before features; tiny 0.65.")
 @click.option(
-    "--feature-scale", type=float, help="Below 1 features are taken in more slowly beside the image; tiny 0.1."
+    "--feature-scale", type=float, help="Below 1 features are taken in more slowly beside the image; tiny 0.15."
 )
 @click.option("--settle", type=float, help="Share of the steps, the last, that drop nothing; tiny 0.1.")
 @click.option("--subjects", type=int, help="Train on this many cases, drawn by --seed.")
 @click.option("--segmentor", help="unet, dynunet, segresnet or swinunetr.")
-@click.option("--norm", help="Of segmentor unet: batch, folded away at export, or instance.")
+@click.option("--norm", help="Of segmentor unet: batch, folded away at export, or instance; tiny instance.")
 @click.option("--loss", help="dice_ce, dice_focal, tversky or ce.")
 @click.option("--steps", type=int)
 @click.option("--batch", type=int, help="Crops per step, over all processes together.")

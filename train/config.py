@@ -164,10 +164,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
 PRESETS: dict[str, dict[str, Any]] = {
     # A small segmentor on few steps: three channels of four dropped is more than it learns to do without, and it gets
-    # further if it learns from the image first (docs/training.md).
+    # further if it learns from the image first. Two crops are few for a batch norm (docs/training.md).
     "tiny": {
         "steps": 7500, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3,
-        "drop": 0.25, "validate_every": 1000, "coverage": 0.125, **IMAGE_FIRST,
+        "drop": 0.25, "validate_every": 1000, "coverage": 0.125, "norm": "instance", **IMAGE_FIRST,
     },
     "edge": {
         "steps": 40_000, "batch": 4, "window": (96, 96, 96), "width": 12, "levels": 4, "learning_rate": 5e-4,

@@ -6,7 +6,15 @@ import pytest
 
 from dropgen_rt.errors import MissingInputError, UsageError
 from dropgen_rt.manifest import Intensity
-from dropgen_rt.train.config import PRESETS, TrainConfig, build_config, parse_assignments, preset_for, read_toml
+from dropgen_rt.train.config import (
+    IMAGE_FIRST,
+    PRESETS,
+    TrainConfig,
+    build_config,
+    parse_assignments,
+    preset_for,
+    read_toml,
+)
 
 
 def test_later_layers_win_and_tables_merge() -> None:
@@ -23,9 +31,9 @@ def test_the_tiny_preset_suits_every_method(method: str) -> None:
     given = [{"method": "erm"}, {"steps": 10}, {"method": method}]
     config = build_config(preset_for("tiny", given), *given)
     both = method in ("dropgen", "concat")
-    expected = (0.7, 0.1, 0.1) if both else (0.0, 1.0, 0.0)
+    expected = tuple(IMAGE_FIRST.values()) if both else (0.0, 1.0, 0.0)
     assert (config.image_first, config.feature_scale, config.settle) == expected
-    assert (config.method, config.steps, config.width) == (method, 10, 8)
+    assert (config.method, config.steps, config.width, config.norm) == (method, 10, 8, "instance")
 
 
 def test_the_method_is_dropgen_unless_named() -> None:

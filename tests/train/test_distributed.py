@@ -11,6 +11,7 @@ from tolerances import TWO_PROCESSES
 from dropgen_rt.errors import UsageError
 from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.loop import load_network
+from dropgen_rt.train.network import NORMS
 
 ARGUMENTS = ["--method", "concat", "--steps", "4", "--validate-every", "2", "--width", "4", "--levels", "2"]
 ARGUMENTS += ["--window", "16", "16", "16", "--batch", "4", "--device", "cpu", "--spacing-mm", "1", "1", "1"]
@@ -18,19 +19,20 @@ ARGUMENTS += ["--window", "16", "16", "16", "--batch", "4", "--device", "cpu", "
 ARGUMENTS += ["--image-first", "0", "--feature-scale", "1", "--settle", "0"]
 
 
-def run(launcher: list[str], balls: Path, out: Path, encoder: Path) -> str:
-    command = [*launcher, "train", str(balls), "--out", str(out), "--encoder", str(encoder), *ARGUMENTS]
+def run(launcher: list[str], balls: Path, out: Path, encoder: Path, norm: str) -> str:
+    command = [*launcher, "train", str(balls), "--out", str(out), "--encoder", str(encoder), "--norm", norm, *ARGUMENTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(balls: Path, encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", NORMS)
+def test_two_processes_equal_one(balls: Path, encoder: Path, tmp_path: Path, norm: str) -> None:
     """Batch norms, the loss and the gradients are those of the whole batch; one process writes and speaks."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    alone = run([sys.executable, "-m", "dropgen_rt.cli"], balls, tmp_path / "one", encoder)
-    together = run([*torchrun, "-m", "dropgen_rt.cli"], balls, tmp_path / "two", encoder)
+    alone = run([sys.executable, "-m", "dropgen_rt.cli"], balls, tmp_path / "one", encoder, norm)
+    together = run([*torchrun, "-m", "dropgen_rt.cli"], balls, tmp_path / "two", encoder, norm)
     assert together.count("wrote ") == alone.count("wrote ") == 1
     (one, first), (two, second) = (load_network(tmp_path / name / "last.pt") for name in ("one", "two"))
     assert first["progress"]["step"] == second["progress"]["step"] == 4
