@@ -20,7 +20,7 @@ from dropgen_rt.volume import Scan, Volume, read_label_map, read_scan
 
 AS_IT_IS = "as it is"
 # Of the training's config, what may differ between the models.
-TOLD = ("method", "drop", "steps", "image_first", "feature_scale", "settle")
+TOLD = ("method", "drop", "steps", "image_first", "feature_scale", "settle", "norm")
 
 
 def main() -> None:
@@ -65,7 +65,11 @@ def row(model: Model, found: dict[str, list[float]]) -> dict[str, object]:
     dice = {name: round(float(np.mean(values)), 4) for name, values in found.items()}
     config = model.manifest.training["config"]
     outside = [value for name, value in dice.items() if name != AS_IT_IS]
-    return {**{key: config[key] for key in TOLD}, "dice": dice, "changed": round(float(np.mean(outside)), 4)}
+    return {
+        **{key: config.get(key, "batch") for key in TOLD},
+        "dice": dice,
+        "changed": round(float(np.mean(outside)), 4),
+    }
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ heart.py's to say.
 import argparse
 import statistics
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,15 @@ def measure(preset: str, rounds: int) -> dict[str, dict[str, float]]:
         for norm, model in models.items()
     }
     window = np.random.default_rng(0).random((1, 1, *models["batch"].manifest.window), dtype=np.float32)
-    for engine in engines.values():
-        engine.infer(window)
     seconds: dict[tuple[str, Norm], list[float]] = {key: [] for key in engines}
-    for _ in range(rounds):
-        for key, engine in engines.items():
-            start = time.perf_counter()
-            engine.infer(window)
-            seconds[key].append(time.perf_counter() - start)
+    with ExitStack() as opened:
+        for engine in engines.values():
+            opened.enter_context(engine).infer(window)
+        for _ in range(rounds):
+            for key, engine in engines.items():
+                start = time.perf_counter()
+                engine.infer(window)
+                seconds[key].append(time.perf_counter() - start)
     medians = {key: statistics.median(some) for key, some in seconds.items()}
     return {
         precision: {f"{norm}_s": round(medians[precision, norm], 4) for norm in NORMS}

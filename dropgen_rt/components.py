@@ -1,5 +1,7 @@
 """Connected components of a label map: what lies apart from the organ is often a mistake."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,27 +17,46 @@ BYTES_PER_VOXEL = 8
 DOUBTFUL_SHARE = 0.1
 
 
-def keep_largest_component(labels: NDArray[np.unsignedinteger]) -> float:
-    """Set to 0, in place, all of ``labels`` (z, y, x) but the largest connected component; the share that this was.
+@dataclass(frozen=True)
+class Apart:
+    """What lay apart from the largest component: its share of all that was labelled, and labels found there alone."""
+
+    share: float = 0.0
+    lost: tuple[int, ...] = ()
+
+
+NOTHING = Apart()
+
+
+def keep_largest_component(labels: NDArray[np.unsignedinteger]) -> Apart:
+    """Set to 0, in place, all of ``labels`` (z, y, x) but the largest connected component; what that was.
 
     All labels count as one foreground, so that no structure gets holes where another one's specks lay. Voxels that
-    share a face, an edge or a corner are connected. Of components of one size the first in memory stays.
+    share a face, an edge or a corner are connected. Of components of one size the first stays, in the order of z, y, x.
     """
     import SimpleITK as sitk  # noqa: N813  the command line reads COMPONENTS and should start at once
 
     box = _foreground_box(labels)
     if box is None:
-        return 0.0
+        return NOTHING
     inside = labels[box]
     found = sitk.ConnectedComponent(sitk.GetImageFromArray((inside > 0).view(np.uint8)), True)
     numbers = sitk.GetArrayViewFromImage(found)  # lives as long as its image
-    sizes = np.zeros(int(numbers.max()) + 1, np.int64)
-    for plane in numbers:  # bincount makes 64-bit copies of what it counts
-        sizes += np.bincount(plane.ravel(), minlength=len(sizes))
+    sizes = _counts(numbers, int(numbers.max()))
     largest = int(sizes[1:].argmax()) + 1
+    before = _counts(inside, int(inside.max()))
     for plane, number in zip(inside, numbers, strict=True):
         plane[number != largest] = 0
-    return float(1 - sizes[largest] / sizes[1:].sum())
+    lost = np.flatnonzero((before > 0) & (_counts(inside, len(before) - 1) == 0))
+    return Apart(float(1 - sizes[largest] / sizes[1:].sum()), tuple(int(value) for value in lost if value))
+
+
+def _counts(array: NDArray[np.unsignedinteger], largest: int) -> NDArray[np.int64]:
+    """(largest + 1,) voxels of each value, plane by plane: bincount makes 64-bit copies of what it counts."""
+    counts = np.zeros(largest + 1, np.int64)
+    for plane in array:
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    return counts
 
 
 def _foreground_box(labels: NDArray[np.unsignedinteger]) -> tuple[slice, slice, slice] | None:
@@ -47,10 +68,12 @@ def _foreground_box(labels: NDArray[np.unsignedinteger]) -> tuple[slice, slice, 
     return slice(z[0], z[-1] + 1), slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
 
 
-def doubt(apart: float) -> tuple[str, ...]:
-    """A line where more than specks was left out, of the share that ``keep_largest_component`` gives."""
-    if apart <= DOUBTFUL_SHARE:
+def doubt(apart: Apart, names: Sequence[str]) -> tuple[str, ...]:
+    """A line where more than specks was left out, or all of a label; ``names`` are those of the labels 1, 2, 3 …"""
+    lost = ", ".join(names[value - 1] for value in apart.lost)
+    if apart.share <= DOUBTFUL_SHARE and not lost:
         return ()
     return (
-        f"{apart:.0%} of what was labelled lay apart from its largest component and was left out: --components all",
+        f"{apart.share:.0%} of what was labelled lay apart from its largest component and was left out"
+        f"{', all of ' * bool(lost)}{lost}: --components all",
     )

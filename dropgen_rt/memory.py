@@ -65,11 +65,13 @@ def plan_memory(
         "logits of air": FLOAT * classes * window * skips_air,
     }
     found = {"labels": label * native, "probabilities": FLOAT * native * probabilities}
-    # Turning what was found to the scan's own axes takes as much again; then components are found. Both in the place
-    # of what rolled.
-    after = max(sum(found.values()), BYTES_PER_VOXEL * native if components == "largest" else 0)
-    beyond = max(after - sum(rolling.values()), 0)
-    return MemoryPlan(resident, rolling | found | {"labels turned to the scan's axes, components": beyond})
+    # Afterwards, in the place of what rolled: turning what was found to the scan's own axes takes as much again,
+    # finding components more than that.
+    after = {"labels turned to the scan's axes": sum(found.values())}
+    if components == "largest":
+        after = {"components": max(BYTES_PER_VOXEL * native, sum(found.values()))}
+    beyond = {name: max(size - sum(rolling.values()), 0) for name, size in after.items()}
+    return MemoryPlan(resident, rolling | found | beyond)
 
 
 def resident_bytes() -> int:

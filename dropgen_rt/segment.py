@@ -89,7 +89,7 @@ def segment(
     finally:
         if engine is None:
             running.close()
-    geometry = source.volume.geometry
+    geometry, names = source.volume.geometry, [label.name for label in manifest.labels]
     record = Record(
         input=_describe_input(source),
         model={"name": manifest.name, "sha256": opened.sha256, "window": plan.window},
@@ -101,7 +101,11 @@ def segment(
         labels=label_volumes(found.labels, geometry, manifest.labels),
         timings_s={name: round(seconds, 4) for name, seconds in watch.seconds.items()},
         versions={name: version(name) for name in ("dropgen-rt", "numpy", "simpleitk")},
-        warnings=(*source.warnings, *doubts(source.volume, manifest), *doubt(found.apart)),
+        warnings=(
+            *source.warnings,
+            *doubts(source.volume, manifest),
+            *doubt(found.apart, names),
+        ),
     )
     best = None if found.probability is None else Volume(found.probability[None], geometry)
     return Segmentation(Volume(found.labels[None], geometry), record, best)

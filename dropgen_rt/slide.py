@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.air import AirLogits, AirRule, air_windows, background_logits
+from dropgen_rt.components import NOTHING, Apart
 from dropgen_rt.kernels import AxisMap, Normalisation, accumulate, finalise, gather
 from dropgen_rt.record import Stopwatch
 from dropgen_rt.rolling import layers, ring_depth
@@ -55,13 +56,13 @@ def argmax_labels(sums: NDArray[np.float32], totals: tuple[NDArray[np.float32], 
 @dataclass(frozen=True)
 class Rolled:
     """Labels (nz, ny, nx) uint8 or uint16, their probability or None, how many windows there were, and how many of
-    them held only air; ``apart`` is the share of what was labelled that components.py left out afterwards."""
+    them held only air; ``apart`` is what components.py left out afterwards."""
 
     labels: NDArray[np.unsignedinteger]
     probability: NDArray[np.float32] | None
     windows: int
     skipped: int
-    apart: float = 0.0
+    apart: Apart = NOTHING
 
 
 def roll(

@@ -14,7 +14,10 @@ from dropgen_rt.settings import Settings
 from dropgen_rt.volume import read_scan
 
 PRECISION_ONLY = "reference mode, which differs by precision only"
-AS_INFER_RUNS_IT = "as infer runs it, which interpolates logits, not labels, and so differs along borders by intent"
+AS_INFER_RUNS_IT = (
+    "as infer runs it, which interpolates logits, not labels, and so differs along borders by intent; where the model "
+    "says so it keeps the largest component alone"
+)
 
 
 def compare_scan(path: Path, model: Model, engine: Engine, line: Callable[[str], None]) -> float:
@@ -22,7 +25,7 @@ def compare_scan(path: Path, model: Model, engine: Engine, line: Callable[[str],
     fp32 reference mode; returns (a)'s agreement. Raises InputError for a scan that cannot be read.
 
     (a) tells what the engine's precision changes, (b) adds what interpolating logits instead of labels, and leaving out
-    windows of air, change by intent.
+    windows of air and lone components, change by intent.
     """
     scan = read_scan(path)
     with create(model, "openvino", "fp32", "cpu") as plain:

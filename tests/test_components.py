@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dropgen_rt.components import BYTES_PER_VOXEL, DOUBTFUL_SHARE, doubt, keep_largest_component
+from dropgen_rt.components import BYTES_PER_VOXEL, DOUBTFUL_SHARE, Apart, doubt, keep_largest_component
 
 NEIGHBOURS = [step for step in product((-1, 0, 1), repeat=3) if any(step)]
 
@@ -46,24 +46,28 @@ def test_against_a_flood_fill(shape, share, seed, dtype, turned):
     expected = np.zeros_like(labels)
     for voxel in max(components, key=len, default=set()):  # of equal ones the first
         expected[voxel] = labels[voxel]
-    voxels = np.count_nonzero(labels)
+    voxels, before = np.count_nonzero(labels), set(labels.ravel().tolist())
     apart = keep_largest_component(labels)
     assert np.array_equal(labels, expected)
-    assert apart == pytest.approx(1 - np.count_nonzero(expected) / voxels if voxels else 0)
+    assert apart.share == pytest.approx(1 - np.count_nonzero(expected) / voxels if voxels else 0)
+    assert set(apart.lost) == before - set(expected.ravel().tolist())
 
 
 def test_labels_that_touch_are_one_component():
     """Per label the two voxels of the first would be two components; as one foreground nothing is lost."""
     labels = np.array([[[1, 2, 1, 0, 3]]], np.uint8)
-    assert keep_largest_component(labels) == 0.25
+    assert keep_largest_component(labels) == Apart(0.25, (3,))
     assert labels.tolist() == [[[1, 2, 1, 0, 0]]]
 
 
+NAMES = ["liver", "kidneys", "spleen"]
+
+
 def test_more_is_said_than_specks_alone():
-    assert doubt(0.0) == doubt(DOUBTFUL_SHARE) == ()
-    assert doubt(0.454) == (
-        "45% of what was labelled lay apart from its largest component and was left out: --components all",
-    )
+    said = "of what was labelled lay apart from its largest component and was left out"
+    assert doubt(Apart(), NAMES) == doubt(Apart(DOUBTFUL_SHARE), NAMES) == ()
+    assert doubt(Apart(0.454), NAMES) == (f"45% {said}: --components all",)
+    assert doubt(Apart(0.018, (1, 3)), NAMES) == (f"2% {said}, all of liver, spleen: --components all",)
 
 
 FIND = """

@@ -98,7 +98,7 @@ def test_labels_are_turned_in_the_place_of_what_rolled(probabilities):
     )
     found = (1 + 4 * probabilities) * 400**3
     assert large.peak == 2 * found
-    assert like.parts["labels turned to the scan's axes, components"] == 0
+    assert like.parts["labels turned to the scan's axes"] == 0
 
 
 def test_components_are_found_in_the_place_of_what_rolled():

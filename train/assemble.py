@@ -13,7 +13,7 @@ from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, grid_of
 from dropgen_rt.train.distributed import Ranks
-from dropgen_rt.train.network import DropGen, UNet, UNetConfig, feature_scale_of, rebuild, segmentor_config
+from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild, segmentor_config
 from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, made_folder, prepare
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
@@ -65,17 +65,20 @@ def trained_choices(path: Path) -> dict[str, Any]:
 
     Raises MissingModelError or ModelError.
     """
-    network = checkpoint.load(path)["network"]
-    norm = network["segmentor"].get("norm")
-    return {"feature_scale": feature_scale_of(network)} | ({"norm": norm} if norm else {})
+    network, _ = load_network(path)
+    segmentor = network.segmentor.config
+    norm = {"norm": segmentor.norm} if isinstance(segmentor, UNetConfig) else {}
+    return {"feature_scale": network.feature_scale} | norm
 
 
 def start_from(path: Path, network: DropGen) -> None:
-    """Take the weights of a checkpoint of a like network. Raises UsageError if it is none."""
+    """Take the weights of a checkpoint of a like network. Raises MissingModelError, ModelError, or UsageError for
+    another network's."""
     trained, _ = load_network(path)  # rebuilt, because older checkpoints do not tell all
     if trained.description() | {"drop": 0} != network.description() | {"drop": 0}:
         raise UsageError(
-            f"{path}: a network of another layout; give the same --width, --levels, --norm, --feature-scale and labels"
+            f"{path}: a network of another layout; give the same --method, --segmentor, --width, --levels, --norm, "
+            "--feature-scale and labels"
         )
     network.load_state_dict(trained.state_dict())
 

@@ -110,7 +110,9 @@ class TrainConfig:
             if getattr(self, name) not in accepted:
                 raise UsageError(f"{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
         if self.norm != "batch" and self.segmentor != "unet":
-            raise UsageError(f"norm {self.norm!r} with segmentor {self.segmentor!r}: it has its own; leave --norm out")
+            raise UsageError(
+                f"norm {self.norm!r}: {self.segmentor} has norms of its own; give --norm batch, or --segmentor unet"
+            )
 
     def _check_image_and_features(self) -> None:
         if not 0 <= self.image_first < 1:
@@ -155,7 +157,7 @@ class TrainConfig:
 WITH_BOTH = ("dropgen", "concat")
 
 #: How a small network takes features in: measured, in docs/training.md.
-IMAGE_FIRST: dict[str, Any] = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
+IMAGE_FIRST: dict[str, Any] = {"image_first": 0.6, "feature_scale": 0.15, "settle": 0.1}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS, "segmentor": SEGMENTORS, "norm": NORMS, "loss": LOSSES, "precision": PRECISIONS,
@@ -195,7 +197,7 @@ def preset_for(
     chosen = PRESETS[name]
     if trained is not None or not both:
         chosen = _without(IMAGE_FIRST, chosen)
-    chosen = chosen | (trained or {})
+    chosen = chosen | dict(trained or {})
     if not both:
         chosen = _without(("feature_scale",), chosen)
     return chosen if _last("segmentor", given) == "unet" else _without(("norm",), chosen)

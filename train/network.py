@@ -201,7 +201,9 @@ class DropGen(nn.Module):
         first steps, as large as they are, would throw them about.
         """
         inputs = self.segmentor.config.in_channels
-        for layer in self.segmentor.modules():  # SwinUNETR has more than one layer that sees the input
+        # Of MONAI's networks SwinUNETR has more than one layer that sees the input.
+        first = self.segmentor.model[:1] if isinstance(self.segmentor, UNet) else self.segmentor
+        for layer in first.modules():
             if isinstance(layer, nn.Conv3d) and layer.in_channels == inputs:
                 with torch.no_grad():
                     layer.weight[:, images:] = 0

@@ -124,7 +124,7 @@ def advice(validation: Mapping[str, Any], checkpoint: Path) -> Iterator[str]:
     if gains and min(gains) >= 0 and np.mean(gains) >= WORTH_SAYING:
         yield (
             f"the largest connected component alone would add {np.mean(gains):.4f} to validation Dice: "
-            f"dropgen-rt export {checkpoint} --components largest"
+            f"dropgen-rt export {checkpoint} -o model.onnx --components largest"
         )
 
 

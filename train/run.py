@@ -90,7 +90,9 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
     stride = max(2**wanted.levels, SWIN_STRIDE if wanted.segmentor == "swinunetr" else 0, ENCODER_STRIDE)
     voxels = wanted.window[0] * wanted.window[1] * wanted.window[2]
     given_window = wanted.window if "window" in named else None
-    bounds = voxels, stride, max(SMALLEST_EDGE, stride)
+    # Norms that see one crop need two voxels along each axis at the bottleneck.
+    smallest = stride if (wanted.segmentor, wanted.norm) == ("unet", "batch") else 2 * stride
+    bounds = voxels, stride, max(SMALLEST_EDGE, smallest)
     spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage, given_window)
     intensity = found.intensity()
     return {

@@ -51,7 +51,7 @@ def test_weights_to_start_from_know_features_already() -> None:
 def test_norms_of_monais_segmentors_are_their_own() -> None:
     given = [{"segmentor": "dynunet"}]
     assert build_config(preset_for("tiny", given), *given).norm == "batch"
-    with pytest.raises(UsageError, match="norm 'instance' with segmentor 'dynunet': it has its own; leave --norm out"):
+    with pytest.raises(UsageError, match="norm 'instance': dynunet has norms of its own; give --norm batch"):
         TrainConfig(norm="instance", segmentor="dynunet")
 
 

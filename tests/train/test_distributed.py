@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerances import TWO_PROCESSES
+from tolerances import TWO_PROCESSES, TWO_PROCESSES_MEAN
 
 from dropgen_rt.errors import UsageError
 from dropgen_rt.train.distributed import Ranks
@@ -39,6 +39,7 @@ def test_two_processes_equal_one(balls: Path, encoder: Path, tmp_path: Path, nor
     for (name, value), other in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
         if value.is_floating_point():
             assert torch.allclose(value, other, rtol=0, atol=TWO_PROCESSES), name
+            assert (value - other).abs().mean() <= TWO_PROCESSES_MEAN, name
     assert first["progress"]["validation_dice"] == pytest.approx(second["progress"]["validation_dice"], abs=0.01)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dropgen_rt.cli import main
-from dropgen_rt.errors import OutputError
+from dropgen_rt.errors import MissingModelError, OutputError
 from dropgen_rt.train.config import build_config, read_toml
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.outputs import advice
@@ -67,15 +67,13 @@ def test_a_run_folder(balls: Path, tmp_path: Path) -> None:
     assert config.augment.noise == 0.01 and config.summary() == load_network(out / "best.pt")[1]["config"]
 
 
-ADVICE = (
-    "the largest connected component alone would add 0.0150 to validation Dice: dropgen-rt export b.pt --components"
-)
+ADVICE = "the largest connected component alone would add 0.0150 to validation Dice: dropgen-rt export b.pt"
 
 
 @pytest.mark.parametrize(
     ("alone", "lines"),
     [
-        ({"a": 0.82, "b": 0.71, "c": None}, [f"{ADVICE} largest"]),
+        ({"a": 0.82, "b": 0.71, "c": None}, [f"{ADVICE} -o model.onnx --components largest"]),
         ({"a": 0.8, "b": 0.701, "c": 0.5}, []),  # hardly more
         ({"a": 0.9, "b": 0.69, "c": 0.5}, []),  # more, and a label worse
     ],
@@ -84,7 +82,11 @@ def test_the_largest_component_is_advised_where_no_label_loses(
     alone: dict[str, float | None], lines: list[str]
 ) -> None:
     validation = {"dice": {"a": 0.8, "b": 0.7, "c": None}, "dice_of_largest_component": alone}
-    assert list(advice(validation, Path("b.pt"))) == lines
+    told = list(advice(validation, Path("b.pt")))
+    assert told == lines
+    for line in told:  # as a person copies it; here there is no such file
+        refused = command(*line.partition("dropgen-rt ")[2].split())
+        assert refused.exit_code == MissingModelError.exit_code, refused.output
 
 
 def test_a_start_from_weights_scales_features_as_they_do(balls: Path, encoder: Path, tmp_path: Path) -> None:
