@@ -136,6 +136,12 @@ def test_window_must_fit_the_network(trained: Path, tmp_path: Path) -> None:
         export(trained, tmp_path / "m.onnx", ExportOptions(window=(16, 18, 16)))
 
 
+def test_instance_norms_need_two_voxels_at_the_bottleneck(tmp_path: Path) -> None:
+    checkpoint = saved(network(norm="instance"), tmp_path / "best.pt")
+    with pytest.raises(UsageError, match="multiples of 4 for this network, from 8 up"):
+        export(checkpoint, tmp_path / "m.onnx", ExportOptions(window=(4, 8, 8)))
+
+
 def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(MissingModelError, match=r"best.pt"):
         export(tmp_path / "absent.pt", tmp_path / "m.onnx")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dropgen_rt.cli import main
 from dropgen_rt.errors import MissingModelError, OutputError
-from dropgen_rt.train.config import build_config, read_toml
+from dropgen_rt.train.config import IMAGE_FIRST, build_config, read_toml
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.outputs import advice
 
@@ -90,15 +90,16 @@ def test_the_largest_component_is_advised_where_no_label_loses(
 
 
 def test_a_start_from_weights_scales_features_as_they_do(balls: Path, encoder: Path, tmp_path: Path) -> None:
-    """Those of ``tiny`` as it is, and of a run that took features as they are; both see them from the first step."""
+    """``tiny`` as it is, and a run that took features as they are and had instance norms; both see them from the start."""
     short = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu", "--encoder", encoder]
-    for name, given, scale in (("as_it_is", [], 0.1), ("unscaled", ["--feature-scale", 1], 1.0)):
+    tiny, other = (IMAGE_FIRST["feature_scale"], "batch"), (1.0, "instance")
+    for name, given, known in (("as_it_is", [], tiny), ("other", ["--feature-scale", 1, "--norm", "instance"], other)):
         first, second = tmp_path / name / "a", tmp_path / name / "b"
         assert command("train", balls, "--out", first, *given, *short).exit_code == 0
         again = command("train", balls, "--out", second, "--init", first / "last.pt", *short)
         assert again.exit_code == 0, again.output
         config = build_config(read_toml(second / "config.toml"))
-        assert (config.feature_scale, config.image_first, config.settle) == (scale, 0.0, 0.0)
+        assert (config.feature_scale, config.norm, config.image_first, config.settle) == (*known, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("method", ["erm", "concat"])

@@ -47,3 +47,13 @@ def test_scans_of_one_patient_are_told(balls: Path, tmp_path: Path, capsys: pyte
     chosen(balls, tmp_path, [])
     told = "by their names, 6 cases of 3 patients; each is on one side of the split"
     assert told in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("norm", "smallest"), [("batch", 32), ("instance", 64)])
+def test_suggested_windows_suit_the_norms(balls: Path, tmp_path: Path, norm: str, smallest: int) -> None:
+    """Five levels, scans of 24 x 22 x 20: one voxel at the bottleneck is too few for an instance norm."""
+    config = configure(
+        balls, tmp_path / "run", preset="paper", file=None, options={"norm": norm}, assignments=[], split=None,
+        cache=tmp_path / "cache", workers=1, console=Console(True),
+    )  # fmt: skip
+    assert config.window == (smallest,) * 3
