@@ -90,7 +90,7 @@ def test_the_largest_component_is_advised_where_no_label_loses(
 
 
 def test_a_start_from_weights_scales_features_as_they_do(balls: Path, encoder: Path, tmp_path: Path) -> None:
-    """``tiny`` as it is, and a run that took features as they are and had instance norms; both see them from the start."""
+    """``tiny`` as it is, and a run with features as they are and instance norms; both see them from the first step."""
     short = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu", "--encoder", encoder]
     tiny, other = (IMAGE_FIRST["feature_scale"], "batch"), (1.0, "instance")
     for name, given, known in (("as_it_is", [], tiny), ("other", ["--feature-scale", 1, "--norm", "instance"], other)):
