@@ -20,9 +20,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--encoder", metavar="NAME|FILE", help="Frozen encoder; by default the one in the package.")
 @click.option("--method", help="dropgen, erm (image only), features (no image) or concat (no dropout).")
 @click.option("--drop", type=float, help="Share of channels dropped while training.")
-@click.option("--image-first", type=float, help="Share of the steps on the image alone, before features; tiny 0.6.")
+@click.option("--image-first", type=float, help="Share of the steps on the image alone, before features; tiny 0.7.")
 @click.option(
-    "--feature-scale", type=float, help="Below 1 features are taken in more slowly beside the image; tiny 0.15."
+    "--feature-scale", type=float, help="Below 1 features are taken in more slowly beside the image; tiny 0.1."
 )
 @click.option("--settle", type=float, help="Share of the steps, the last, that drop nothing; tiny 0.1.")
 @click.option("--subjects", type=int, help="Train on this many cases, drawn by --seed.")

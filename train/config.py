@@ -157,7 +157,7 @@ class TrainConfig:
 WITH_BOTH = ("dropgen", "concat")
 
 #: How a small network takes features in: measured, in docs/training.md.
-IMAGE_FIRST: dict[str, Any] = {"image_first": 0.6, "feature_scale": 0.15, "settle": 0.1}
+IMAGE_FIRST: dict[str, Any] = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS, "segmentor": SEGMENTORS, "norm": NORMS, "loss": LOSSES, "precision": PRECISIONS,
