@@ -63,10 +63,10 @@ def changed(scan: Scan, name: str) -> dict[str, Volume]:
 
 def row(model: Model, found: dict[str, list[float]]) -> dict[str, object]:
     dice = {name: round(float(np.mean(values)), 4) for name, values in found.items()}
-    config = model.manifest.training["config"]
+    config = {"norm": "batch"} | model.manifest.training["config"]  # older models do not tell their norm
     outside = [value for name, value in dice.items() if name != AS_IT_IS]
     return {
-        **{key: config.get(key, "batch") for key in TOLD},
+        **{key: config[key] for key in TOLD},
         "dice": dice,
         "changed": round(float(np.mean(outside)), 4),
     }

@@ -34,7 +34,8 @@ def keep_largest_component(labels: NDArray[np.unsignedinteger]) -> Apart:
     All labels count as one foreground, so that no structure gets holes where another one's specks lay. Voxels that
     share a face, an edge or a corner are connected. Of components of one size the first stays, in the order of z, y, x.
     """
-    import SimpleITK as sitk  # noqa: N813  the command line reads COMPONENTS and should start at once
+    # Here, because the command line reads COMPONENTS and should start at once.
+    import SimpleITK as sitk  # noqa: N813  the name its users know
 
     box = _foreground_box(labels)
     if box is None:

@@ -263,11 +263,6 @@ class DropGen(nn.Module):
         }
 
 
-def feature_scale_of(description: dict) -> float:
-    """Older checkpoints do not tell it: 1."""
-    return float(description.get("feature_scale", 1.0))
-
-
 def rebuild(description: dict) -> DropGen:
     """The network that :meth:`DropGen.description` told of, with fresh weights."""
     encoder, segmentor = description["encoder"], description["segmentor"]
@@ -276,5 +271,5 @@ def rebuild(description: dict) -> DropGen:
         UNetConfig(**encoder) if encoder is not None else None,
         drop=description["drop"],
         method=description["method"],
-        feature_scale=feature_scale_of(description),
+        feature_scale=description.get("feature_scale", 1.0),  # older checkpoints have none
     )

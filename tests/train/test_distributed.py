@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerances import TWO_PROCESSES, TWO_PROCESSES_MEAN
+from tolerances import TWO_PROCESSES, TWO_PROCESSES_BEYOND, TWO_PROCESSES_MEAN
 
 from dropgen_rt.errors import UsageError
 from dropgen_rt.train.distributed import Ranks
@@ -37,9 +37,12 @@ def test_two_processes_equal_one(balls: Path, encoder: Path, tmp_path: Path, nor
     (one, first), (two, second) = (load_network(tmp_path / name / "last.pt") for name in ("one", "two"))
     assert first["progress"]["step"] == second["progress"]["step"] == 4
     for (name, value), other in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
-        if value.is_floating_point():
-            assert torch.allclose(value, other, rtol=0, atol=TWO_PROCESSES), name
-            assert (value - other).abs().mean() <= TWO_PROCESSES_MEAN, name
+        if "running" in name:
+            assert (value - other).abs().max() <= TWO_PROCESSES, name
+    learnt = zip(one.segmentor.parameters(), two.segmentor.parameters(), strict=True)
+    apart = torch.cat([(value - other).detach().abs().flatten() for value, other in learnt])
+    assert (apart > TWO_PROCESSES).float().mean() <= TWO_PROCESSES_BEYOND
+    assert apart.mean() <= TWO_PROCESSES_MEAN
     assert first["progress"]["validation_dice"] == pytest.approx(second["progress"]["validation_dice"], abs=0.01)
 
 
