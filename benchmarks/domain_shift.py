@@ -31,7 +31,9 @@ from dropgen_rt.train.network import NORMS, DropGen, UNet, segmentor_config
 # "image-first" is dropgen with these options of ``train``. Preset tiny has 0.7 and 0.1: its augmentation varies
 # contrast, and features need to count for less (changed_contrast.py).
 IMAGE_FIRST = {"image_first": 0.6, "feature_scale": 0.15, "settle": 0.1}
-METHODS = ("erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25")
+METHODS = (
+    "erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25", "image-first 0.1",
+)  # fmt: skip
 SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision", "norm")
 OLDER = {"subjects": 0, "norm": "batch"}  # what runs had that do not tell it
 TEST_BATCH = 8
@@ -59,11 +61,13 @@ def main() -> None:
     run.add_argument("--cases", type=int, default=0, help="Test on the first so many of each domain; 0 takes all.")
     run.add_argument("--subjects", type=int, default=0, help="Few-shot: train on so many scans, drawn by seed; 0: all.")
     run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    run.add_argument("--image-first", type=float, nargs=3, default=list(IMAGE_FIRST.values()),
+                     metavar=("SHARE", "SCALE", "SETTLE"), help="What the method of that name has.")  # fmt: skip
     run.add_argument("--norm", choices=NORMS, default="batch", help="Of the segmentor, whatever the method.")
     run.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     run.add_argument("--minutes", type=float, default=float("inf"), help="Start no further run after this.")
     report = verbs.add_parser("report")
-    report.add_argument("--runs", type=Path, required=True)
+    report.add_argument("--runs", type=Path, nargs="+", required=True, help="Folders; one holds one --image-first.")
     report.add_argument("--out", type=Path, required=True)
     report.add_argument("--picture", type=Path)
     report.add_argument("--keep", type=Path, help="An earlier report: settings without runs in RUNS are taken from it.")
@@ -93,7 +97,7 @@ def do_run(arguments: argparse.Namespace) -> None:
         for method in arguments.methods:
             path = arguments.runs / f"{data.setting}-{method.replace(' ', '')}-{seed}.json"
             note = {"setting": data.setting, "method": method, "seed": seed, "encoder_sha256": digest, **settings}
-            note |= IMAGE_FIRST if image_first(method) else {}
+            note |= image_first(method, arguments)
             if path.is_file() and OLDER | json.loads(path.read_text())["note"] == note:
                 continue
             if time.perf_counter() - start > 60 * arguments.minutes:
@@ -110,8 +114,9 @@ def do_run(arguments: argparse.Namespace) -> None:
             print(f"{data.setting} {method} seed {seed}, {seconds:.0f} s: loss {loss:.3f}, {means}", flush=True)
 
 
-def image_first(method: str) -> bool:
-    return method.startswith("image-first")
+def image_first(method: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """The options of ``train`` by which a method takes the image first; none for the others."""
+    return dict(zip(IMAGE_FIRST, arguments.image_first, strict=True)) if method.startswith("image-first") else {}
 
 
 def device_name(device: torch.device) -> str:
@@ -154,7 +159,7 @@ def make_network(data: Data, encoder: UNet, name: str, seed: int, arguments: arg
     inputs = features + (0 if kind == "features" else 1)
     classes = len(data.labels) + 1
     segmentor = segmentor_config(inputs, classes, arguments.width, arguments.levels, arguments.norm)
-    scale = IMAGE_FIRST["feature_scale"] if image_first(name) else 1.0
+    scale = image_first(name, arguments).get("feature_scale", 1.0)
     method = kind.replace("image-first", "dropgen")
     network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), method, scale)
     if network.encoder is not None:
@@ -171,7 +176,7 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
     optimiser = torch.optim.AdamW(weights, arguments.learning_rate, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, arguments.steps)
     loss_of, losses = make_loss("dice_ce"), []
-    phases = TrainConfig(steps=arguments.steps, **(IMAGE_FIRST if image_first(method) else {}))
+    phases = TrainConfig(steps=arguments.steps, **image_first(method, arguments))
     images, labels = few(data.arrays["train"], arguments.subjects, seed)
     chance = torch.Generator(data.device).manual_seed(seed)  # the same crops for every method
     for step in range(arguments.steps):
@@ -242,17 +247,17 @@ def test(network: DropGen, data: Data, domain: str, precision: str) -> list[list
 
 
 def do_report(arguments: argparse.Namespace) -> None:
-    runs = [json.loads(path.read_text()) for path in sorted(arguments.runs.glob("*.json"))]
+    runs = [json.loads(path.read_text()) for folder in arguments.runs for path in sorted(folder.glob("*.json"))]
     tables = {setting: table([run for run in runs if run["note"]["setting"] == setting])
               for setting in sorted({run["note"]["setting"] for run in runs})}  # fmt: skip
     if arguments.keep is not None:
         tables = kept(json.loads(arguments.keep.read_text()), tables)
     for setting, figures in tables.items():
         print(f"\n{setting}: mean Dice over labels and cases, mean +- standard deviation over seeds")
-        print(f"{'method':14}{'in-domain':>16}{'out-of-domain':>16}")
+        print(f"{'method':32}{'in-domain':>16}{'out-of-domain':>16}")
         for method, row in figures["methods"].items():
             cells = (cell(row[kind]) for kind in ("in_domain", "out_of_domain"))
-            print(f"{method:14}" + "".join(f"{cell:>16}" for cell in cells))
+            print(f"{method:32}" + "".join(f"{cell:>16}" for cell in cells))
         for method, gain in figures["gain"].items():
             print(f"{method} above {BASELINE}: {gain}")
     if arguments.picture is not None:
@@ -274,17 +279,15 @@ def cell(figure: dict) -> str:
 def table(runs: list[dict]) -> dict:
     """Of one setting: per method the Dice in and out of the domain and in each domain, over seeds."""
     methods = {}
-    for method in METHODS:
-        mine = [run for run in runs if run["note"]["method"] == method]
-        if not mine:
-            continue
+    for name in names_of(runs):
+        mine = [run for run in runs if name_of(run, runs) == name]
         kinds = {"in_domain": mine[0]["in_domain"], "out_of_domain": mine[0]["out_of_domain"]}
-        kinds |= {name: [name] for name in mine[0]["dice"]}
-        methods[method] = {
-            kind: spread([np.mean([np.nanmean(run["dice"][name]) for name in names]) for run in mine])
-            for kind, names in kinds.items()
+        kinds |= {domain: [domain] for domain in mine[0]["dice"]}
+        methods[name] = {
+            kind: spread([np.mean([np.nanmean(run["dice"][domain]) for domain in domains]) for run in mine])
+            for kind, domains in kinds.items()
         } | {"seeds": [run["note"]["seed"] for run in mine]}
-        methods[method] |= {key: mine[0]["note"][key] for key in IMAGE_FIRST if key in mine[0]["note"]}
+        methods[name] |= {key: mine[0]["note"][key] for key in IMAGE_FIRST if key in mine[0]["note"]}
     gain = {
         method: {
             kind: round(row[kind]["mean"] - methods[BASELINE][kind]["mean"], 4)
@@ -296,6 +299,23 @@ def table(runs: list[dict]) -> dict:
     settings = {key: (OLDER | runs[0]["note"])[key] for key in SETTINGS}
     settings["devices"] = sorted({run.get("device", "not kept") for run in runs})
     return {**settings, "encoder_sha256": runs[0]["note"]["encoder_sha256"], "gain": gain, "methods": methods}
+
+
+def names_of(runs: list[dict]) -> list[str]:
+    """The rows of a table, in the order of METHODS."""
+    ordered = sorted(runs, key=lambda run: METHODS.index(run["note"]["method"]))
+    return list(dict.fromkeys(name_of(run, runs) for run in ordered))
+
+
+def name_of(run: dict, runs: list[dict]) -> str:
+    """Its method; and how it takes the image first, where ``runs`` hold that method with several such choices."""
+    method = run["note"]["method"]
+    choices = {how(other) for other in runs if other["note"]["method"] == method}
+    return f"{method} ({', '.join(f'{value:g}' for value in how(run))})" if len(choices) > 1 else method
+
+
+def how(run: dict) -> tuple[float, ...]:
+    return tuple(run["note"][key] for key in IMAGE_FIRST if key in run["note"])
 
 
 def spread(values: list) -> dict[str, float | None]:
