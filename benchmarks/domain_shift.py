@@ -308,13 +308,13 @@ def names_of(runs: list[dict]) -> list[str]:
 
 
 def name_of(run: dict, runs: list[dict]) -> str:
-    """Its method; and how it takes the image first, where ``runs`` hold that method with several such choices."""
-    method = run["note"]["method"]
-    choices = {how(other) for other in runs if other["note"]["method"] == method}
-    return f"{method} ({', '.join(f'{value:g}' for value in how(run))})" if len(choices) > 1 else method
+    """Its method; and how it takes the image first, where ``runs`` differ in that."""
+    method, several = run["note"]["method"], len({how(other) for other in runs if how(other)}) > 1
+    return f"{method} ({', '.join(f'{value:g}' for value in how(run))})" if several and how(run) else method
 
 
 def how(run: dict) -> tuple[float, ...]:
+    """Share of the steps on the image alone, scale of the features, share that settles; nothing of other methods."""
     return tuple(run["note"][key] for key in IMAGE_FIRST if key in run["note"])
 
 
@@ -342,7 +342,7 @@ def draw(tables: dict, path: Path) -> None:
             )  # fmt: skip
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.set(title=setting, ylabel="mean Dice", ylim=(0, 1))
-        axes.legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=110)
     print(f"wrote {path}")
 

@@ -156,7 +156,7 @@ class TrainConfig:
 #: The methods that have an image and features.
 WITH_BOTH = ("dropgen", "concat")
 
-#: How a small network takes features in: measured, in docs/training.md.
+#: How a small network takes features in: measured, in docs/training-results.md.
 IMAGE_FIRST: dict[str, Any] = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -166,7 +166,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
 PRESETS: dict[str, dict[str, Any]] = {
     # A small segmentor on few steps: three channels of four dropped is more than it learns to do without, and it gets
-    # further if it learns from the image first (docs/training.md).
+    # further if it learns from the image first (docs/training-results.md).
     "tiny": {
         "steps": 7500, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3,
         "drop": 0.25, "validate_every": 1000, "coverage": 0.125, **IMAGE_FIRST,
