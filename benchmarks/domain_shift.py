@@ -98,7 +98,9 @@ def do_run(arguments: argparse.Namespace) -> None:
             path = arguments.runs / f"{data.setting}-{method.replace(' ', '')}-{seed}.json"
             note = {"setting": data.setting, "method": method, "seed": seed, "encoder_sha256": digest, **settings}
             note |= image_first(method, arguments)
-            if path.is_file() and OLDER | json.loads(path.read_text())["note"] == note:
+            if path.is_file():
+                if OLDER | json.loads(path.read_text())["note"] != note:
+                    raise SystemExit(f"{path}: was made with other options; give another --runs")
                 continue
             if time.perf_counter() - start > 60 * arguments.minutes:
                 print("time is up; the same command goes on")
@@ -248,6 +250,7 @@ def test(network: DropGen, data: Data, domain: str, precision: str) -> list[list
 
 def do_report(arguments: argparse.Namespace) -> None:
     runs = [json.loads(path.read_text()) for folder in arguments.runs for path in sorted(folder.glob("*.json"))]
+    refuse_unlike(runs)
     tables = {setting: table([run for run in runs if run["note"]["setting"] == setting])
               for setting in sorted({run["note"]["setting"] for run in runs})}  # fmt: skip
     if arguments.keep is not None:
@@ -263,6 +266,15 @@ def do_report(arguments: argparse.Namespace) -> None:
     if arguments.picture is not None:
         draw(tables, arguments.picture)
     write(arguments.out, {"settings": tables})
+
+
+def refuse_unlike(runs: list[dict]) -> None:
+    """A table is of one kind of run, each seed of a row once; precision is told by the device."""
+    known = ("setting", *(key for key in SETTINGS if key != "precision"))
+    kinds = {tuple((OLDER | run["note"])[key] for key in known) for run in runs}
+    which = [(run["note"]["setting"], name_of(run, runs), run["note"]["seed"]) for run in runs]
+    if len(kinds) > len({run["note"]["setting"] for run in runs}) or len(set(which)) < len(which):
+        raise SystemExit("--runs: the folders hold runs of unlike options, or one run twice; give them one by one")
 
 
 def kept(earlier: dict, tables: dict) -> dict:
