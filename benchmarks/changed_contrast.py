@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from domain_data import DATA, contrast_changes, rescaled
+from domain_data import DATA, HELD_OUT, contrast_changes, rescaled
 from recording import write
 
 from dropgen_rt import Model, Settings, open_engine, open_named, segment
@@ -21,7 +21,6 @@ from dropgen_rt.evaluate import dice_per_label
 from dropgen_rt.volume import Scan, Volume, read_label_map, read_scan
 
 AS_IT_IS = "as it is"
-HELD_OUT = {"hippocampus": 52, "heart_acdc": 24}  # scans, the last ones: as hippocampus.py and heart.py do
 # Of the training's config, what may differ between the models.
 TOLD = ("method", "drop", "steps", "image_first", "feature_scale", "settle", "norm")
 

@@ -32,8 +32,10 @@ from dropgen_rt.volume import Volume, read_label_map, read_scan
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
-# Hippocampus: every scan fits; the last 52 ids are held out.
-HIPPOCAMPUS_SHAPE, HELD_OUT = (48, 64, 48), 52
+# Scans of each data set that are held out, the last ones.
+HELD_OUT = {"hippocampus": 52, "heart_acdc": 24}
+# Every hippocampus fits.
+HIPPOCAMPUS_SHAPE = (48, 64, 48)
 # Heads: crops of 128 mm at the 2 mm of the real contrasts.
 HEAD_EDGE, HEAD_SPACING_MM = 64, 2.0
 HELD_OUT_MAPS = 4
@@ -83,7 +85,7 @@ def hippocampus(out: Path) -> None:
     arrays: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "held-out scans": []}
     rng = np.random.default_rng(0)
     for place, case in enumerate(everyone):
-        held_out = place >= len(everyone) - HELD_OUT
+        held_out = place >= len(everyone) - HELD_OUT["hippocampus"]
         regime = regime_of(case.images[0])
         if not held_out and regime != "float, thousands":
             continue

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from click.testing import CliRunner
+from domain_data import DATA, HELD_OUT
 from recording import write
 
 from dropgen_rt import Model, Settings, open_engine, open_named, segment
@@ -22,11 +23,11 @@ WAYS = {
     "largest component": Settings(components="largest"),
     "gaussian, largest component": Settings(blend="gaussian", components="largest"),
 }
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def from_scratch(description: str, data: Path, held_out_scans: int) -> None:
-    """The command line of a benchmark: trains on ``data`` but for its last scans, exports, and infers those."""
+def from_scratch(description: str, name: str) -> None:
+    """The command line of a benchmark: trains on a data set but for its last scans, exports, and infers those."""
+    data = DATA / name
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -35,7 +36,7 @@ def from_scratch(description: str, data: Path, held_out_scans: int) -> None:
     arguments = parser.parse_args()
     work, run = arguments.work, arguments.work / "run"
     work.mkdir(parents=True, exist_ok=True)
-    held_out = write_split(data, held_out_scans, work / "split.csv")
+    held_out = write_split(data, HELD_OUT[name], work / "split.csv")
     if arguments.so_far:
         finish(data, run, split=work / "split.csv")
     else:

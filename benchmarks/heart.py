@@ -6,7 +6,7 @@ Options as of hippocampus.py. The model works on finer slices and coarser voxels
 grid (``validation``) and on the scans' own (``infer_mean_dice``) differ.
 """
 
-from from_scratch import SHARED, from_scratch
+from from_scratch import from_scratch
 
 if __name__ == "__main__":
-    from_scratch(__doc__, SHARED / "heart_acdc", 24)
+    from_scratch(__doc__, "heart_acdc")

@@ -6,7 +6,7 @@ What follows ``--`` are options of ``dropgen-rt train``. The run in WORK/run goe
 trains no further and scores the best that it has.
 """
 
-from from_scratch import SHARED, from_scratch
+from from_scratch import from_scratch
 
 if __name__ == "__main__":
-    from_scratch(__doc__, SHARED / "hippocampus", 52)
+    from_scratch(__doc__, "hippocampus")

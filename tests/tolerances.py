@@ -52,11 +52,13 @@ NEAREST_PHANTOM = 5.5
 # Weights and running statistics after four steps in two processes against one, absolute: sums over the batch are taken
 # in another order. Statistics: measured 5e-4; with each process' own batches 2.7e-2. Weights: AdamW divides each
 # gradient by its own size, so that the rounding of one near zero moves its weight by a learning rate (1e-3) and more;
-# measured for 2 in 1000 of a layer's weights, so one in a hundred of all may. Their mean: measured 4e-5; of gradients
-# that have nothing in common 1.9e-3.
+# measured for 2 in 1000 of a layer's weights, up to 2e-3, so one in a hundred of all may. Mean over all: measured
+# 4e-5; of gradients that have nothing in common 1.9e-3. Mean of a layer, statistics too: measured 1.03e-4.
 TWO_PROCESSES = 1e-3
+TWO_PROCESSES_WEIGHT = 4e-3
 TWO_PROCESSES_BEYOND = 0.01
 TWO_PROCESSES_MEAN = 1e-4
+TWO_PROCESSES_LAYER_MEAN = 4e-4
 
 # Distances between voxel centres, mm: SimpleITK takes the root in float32 of sums that SciPy takes in float64.
 SURFACE_MM = 1e-4
