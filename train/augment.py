@@ -8,6 +8,9 @@ from dropgen_rt.train.config import AXES, AugmentConfig
 
 # Gaussian sharpening's strength; the reference leaves it at MONAI's own, far stronger than any scanner.
 SHARPEN_ALPHA = (1.0, 5.0)
+# A coarse voxel is the mean of the fine ones that it covers. MONAI's own, and the reference's, takes the first of them:
+# the image moves by half of a coarse voxel, up to 1.5 fine ones, and the labels stay.
+THICK_VOXELS = "area"
 
 
 def augmentation(config: AugmentConfig) -> transforms.Compose:
@@ -35,7 +38,9 @@ def _intensity(config: AugmentConfig) -> list[transforms.Transform]:
     p, image, sigma = config.probability, ["image"], config.smooth_voxels
     steps: list[transforms.Transform] = []
     if config.zoom[0] < 1:
-        steps.append(transforms.RandSimulateLowResolutiond(image, prob=p, zoom_range=config.zoom))
+        steps.append(transforms.RandSimulateLowResolutiond(
+            image, prob=p, zoom_range=config.zoom, downsample_mode=THICK_VOXELS,
+        ))  # fmt: skip
     if config.noise:
         steps.append(transforms.RandGaussianNoised(image, prob=p, std=config.noise))
     if config.bias_field[1]:
