@@ -8,8 +8,8 @@ from dropgen_rt.train.config import AXES, AugmentConfig
 
 # Gaussian sharpening's strength; the reference leaves it at MONAI's own, far stronger than any scanner.
 SHARPEN_ALPHA = (1.0, 5.0)
-# A coarse voxel is the mean of the fine ones that it covers. MONAI's own, and the reference's, takes the first of them:
-# the image moves by half of a coarse voxel, up to 1.5 fine ones, and the labels stay.
+# A coarse voxel is the mean of the fine ones that it covers. MONAI's default, and so the reference's, is the first of
+# them: the image moves along each axis, by up to 1.5 fine voxels where four become one, and the labels stay.
 THICK_VOXELS = "area"
 
 
