@@ -8,7 +8,6 @@ over the same voxels as in demo_model.py, and what the maps hold where the prior
 """
 
 import argparse
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,25 +29,24 @@ DEMONS_STEPS, DEMONS_SMOOTHING_VOXELS = 80, 1.5
 
 
 def shares(path: Path) -> dict[str, NDArray[np.float16]]:
-    """Per way of laying on: (labels + 1, z, y, x) shares on the average's grid, background first, bone last."""
+    """Per way of laying on: shares (of background, each label, bone; z, y, x) on the average's grid."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # one process per core
     synthesis = SynthesisConfig.read(EXAMPLE / "synthesis.toml")
     source = sitk.ReadImage(path)
-    values = sitk.GetArrayFromImage(source)
+    values = np.rint(sitk.GetArrayFromImage(source)).astype(np.int32)  # stored as floats
     fixed = sitk.ReadImage(CONTRASTS / "avg152T1.nii.gz", sitk.sitkFloat32)
     moving = sitk.SmoothingRecursiveGaussian(as_image(painted(values, synthesis), source), BLUR_MM)
     labels = read_label_table(EXAMPLE / "dataset.json").merge(values)
     bone = np.isin(values, [value for name in BONE for value in synthesis.tissues[name]])
     indicators = [*(labels == value for value in range(labels.max() + 1)), bone]
-    laid = {}
-    for name, transform in transforms(fixed, moving):
-        volumes = (as_image(indicator.astype(np.float32), source) for indicator in indicators)
-        on_grid = (
-            sitk.Resample(sitk.SmoothingRecursiveGaussian(volume, LABEL_BLUR_MM), fixed, transform)
-            for volume in volumes
-        )
-        laid[name] = np.stack([sitk.GetArrayFromImage(volume).astype(np.float16) for volume in on_grid])
-    return laid
+    ways = transforms(fixed, moving)
+    laid: dict[str, list[NDArray[np.float16]]] = {name: [] for name in ways}
+    for indicator in indicators:
+        volume = sitk.SmoothingRecursiveGaussian(as_image(indicator.astype(np.float32), source), LABEL_BLUR_MM)
+        for name, transform in ways.items():
+            on_grid = sitk.Resample(volume, fixed, transform)
+            laid[name].append(sitk.GetArrayFromImage(on_grid).astype(np.float16))
+    return {name: np.stack(volumes) for name, volumes in laid.items()}
 
 
 def painted(values: NDArray, synthesis: SynthesisConfig) -> NDArray[np.float32]:
@@ -65,7 +63,7 @@ def as_image(array: NDArray[np.float32], like: sitk.Image) -> sitk.Image:
     return image
 
 
-def transforms(fixed: sitk.Image, moving: sitk.Image) -> Iterator[tuple[str, sitk.Transform]]:
+def transforms(fixed: sitk.Image, moving: sitk.Image) -> dict[str, sitk.Transform]:
     """From the average's millimetres to a head's: affine by mutual information, and demons after it."""
     affine = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
@@ -81,16 +79,16 @@ def transforms(fixed: sitk.Image, moving: sitk.Image) -> Iterator[tuple[str, sit
     method.SetSmoothingSigmasPerLevel([4, 2, 0])
     method.SetInitialTransform(affine, inPlace=True)
     method.Execute(fixed, moving)
-    yield "affine", affine
     matched = sitk.HistogramMatching(sitk.Resample(moving, fixed, affine), fixed, 256, 10, True)
     demons = sitk.SymmetricForcesDemonsRegistrationFilter()
     demons.SetNumberOfIterations(DEMONS_STEPS)
     demons.SetStandardDeviations(DEMONS_SMOOTHING_VOXELS)
     field = sitk.Cast(demons.Execute(fixed, matched), sitk.sitkVectorFloat64)
-    yield "affine and demons", sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(field)])
+    both = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(field)])
+    return {"affine": affine, "affine and demons": both}
 
 
-def agreement(mean: NDArray[np.float32], values: dict[str, int]) -> dict[str, object]:
+def agreement(mean: NDArray[np.float64], values: dict[str, int]) -> dict[str, object]:
     """Dice per tissue of the most frequent label, and the mean shares under the prior of fluid."""
     most = np.argmax(mean[:-1], axis=0)
     pure = ~np.isin(most, [values[name] for name in MIXED])
@@ -109,12 +107,12 @@ def main() -> None:
     arguments = parser.parse_args()
     paths = sorted((DATA / "synthseg_label_maps").glob("training_seg_*.nii.gz"))
     values = {label.name: label.value for label in read_label_table(EXAMPLE / "dataset.json").labels}
-    totals: dict[str, NDArray[np.float32]] = {}
+    totals: dict[str, NDArray[np.float64]] = {}
     with ProcessPoolExecutor() as pool:
         for path, laid in zip(paths, pool.map(shares, paths), strict=True):
             print(path.name, flush=True)
             for name, head in laid.items():
-                totals[name] = totals.get(name, 0) + head.astype(np.float32)
+                totals[name] = totals.get(name, 0) + head.astype(np.float64)
     ways = {name: agreement(total / len(paths), values) for name, total in totals.items()}
     for name, way in ways.items():
         print(f"{name}: {way}")
