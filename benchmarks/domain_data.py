@@ -47,7 +47,7 @@ TISSUES = {
 
 
 def contrast_changes(image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What training never applies, of an image (z, y, x) in [0, 1]; each rescaled as a scan of its own."""
+    """What domain_shift.py never trains with, of an image (z, y, x) in [0, 1]; each rescaled as a scan of its own."""
     low, high = 1 / 3, 3.0
     knots = torch.from_numpy(rng.normal(0, 0.6, (1, 1, 3, 3, 3)).astype(np.float32))
     field = F.interpolate(knots, size=image.shape, mode="trilinear", align_corners=True)[0, 0].exp().numpy()

@@ -1,10 +1,12 @@
-"""How far the demo model's label maps agree with the tissue priors that score it: a bound that no training moves.
+"""How well the demo model's label maps, laid onto an average head, agree with the tissue priors that score it.
 
     python benchmarks/label_map_limit.py --out benchmarks/results/label_map_limit.json      (needs ../shared/data)
 
 Each label map is painted as a T1, laid onto the average T1 of 152 heads by SimpleITK, affinely and then by demons, and
-its labels go along. Told are the Dice of the most frequent label of all maps with the priors thresholded at one half,
-over the same voxels as in demo_model.py, and what the maps hold where the prior of fluid is above one half.
+its labels go along. It tells the Dice of the most frequent label of all maps with the priors thresholded at one half,
+and what the maps hold where the prior of fluid is above one half. It is an estimate of what such labels allow, not a
+bound: errors of laying on count in it. Cerebellum and brainstem are left out by the most frequent label, as
+demo_model.py leaves them out by the model's.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from dropgen_rt.train.synthesis import SynthesisConfig
 CONTRASTS = DATA / "brain_contrasts"
 EXAMPLE = ROOT / "examples" / "brain9"
 BONE = ("bone", "marrow")
-# Painted borders are sharp, those of an average of heads are not.
+# Painted borders are sharp, those of an average of heads are not; labels are smoothed before coarser voxels take them.
 BLUR_MM, LABEL_BLUR_MM = 2.0, 0.7
 DEMONS_STEPS, DEMONS_SMOOTHING_VOXELS = 80, 1.5
 
@@ -36,9 +38,10 @@ def shares(path: Path) -> dict[str, NDArray[np.float16]]:
     values = np.rint(sitk.GetArrayFromImage(source)).astype(np.int32)  # stored as floats
     fixed = sitk.ReadImage(CONTRASTS / "avg152T1.nii.gz", sitk.sitkFloat32)
     moving = sitk.SmoothingRecursiveGaussian(as_image(painted(values, synthesis), source), BLUR_MM)
-    labels = read_label_table(EXAMPLE / "dataset.json").merge(values)
+    table = read_label_table(EXAMPLE / "dataset.json")
+    labels = table.merge(values)
     bone = np.isin(values, [value for name in BONE for value in synthesis.tissues[name]])
-    indicators = [*(labels == value for value in range(labels.max() + 1)), bone]
+    indicators = [*(labels == value for value in range(len(table.labels) + 1)), bone]
     ways = transforms(fixed, moving)
     laid: dict[str, list[NDArray[np.float16]]] = {name: [] for name in ways}
     for indicator in indicators:
@@ -89,7 +92,10 @@ def transforms(fixed: sitk.Image, moving: sitk.Image) -> dict[str, sitk.Transfor
 
 
 def agreement(mean: NDArray[np.float64], values: dict[str, int]) -> dict[str, object]:
-    """Dice per tissue of the most frequent label, and the mean shares under the prior of fluid."""
+    """Dice per tissue of the most frequent label, and the mean shares under the prior of fluid.
+
+    ``mean`` (shares as above, z, y, x): bone, the last, is a part of the background's share and has no vote.
+    """
     most = np.argmax(mean[:-1], axis=0)
     pure = ~np.isin(most, [values[name] for name in MIXED])
     found = {}

@@ -9,8 +9,8 @@ from dropgen_rt.train.config import AXES, AugmentConfig
 # Gaussian sharpening's strength; the reference leaves it at MONAI's own, far stronger than any scanner.
 SHARPEN_ALPHA = (1.0, 5.0)
 # A coarse voxel is the mean of the fine ones that it covers. MONAI's default, and so the reference's, is the first of
-# them: the image moves along each axis, by up to 1.5 fine voxels where four become one, and the labels stay.
-THICK_VOXELS = "area"
+# them: the image moves along each axis, by 1.5 fine voxels where four become one, and the labels stay.
+DOWNSAMPLE_MODE = "area"
 
 
 def augmentation(config: AugmentConfig) -> transforms.Compose:
@@ -39,7 +39,7 @@ def _intensity(config: AugmentConfig) -> list[transforms.Transform]:
     steps: list[transforms.Transform] = []
     if config.zoom[0] < 1:
         steps.append(transforms.RandSimulateLowResolutiond(
-            image, prob=p, zoom_range=config.zoom, downsample_mode=THICK_VOXELS,
+            image, prob=p, zoom_range=config.zoom, downsample_mode=DOWNSAMPLE_MODE,
         ))  # fmt: skip
     if config.noise:
         steps.append(transforms.RandGaussianNoised(image, prob=p, std=config.noise))

@@ -75,7 +75,7 @@ def test_images_stay_in_range_and_labels_stay_labels(seed: int) -> None:
 
 
 ALONE = {
-    "affine": {"rotation_degrees": 45, "shear": 0.2},
+    "affine": {"rotation_degrees": 45, "shear": 0.2, "scale": 0.2},
     "low resolution": {"zoom": (0.25, 1.0)},
     "ringing": {"gibbs": (0.0, 0.33)},
     "smooth": {"smooth_voxels": (0.25, 1.0)},
