@@ -14,13 +14,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk  # noqa: N813  the name its users know
 from demo_model import DATA, MIXED, ROOT, TISSUES, dice, prior
 from numpy.typing import NDArray
 from recording import write
 
 from dropgen_rt.dataset_labels import read_label_table
 from dropgen_rt.train.synthesis import SynthesisConfig
+from dropgen_rt.volume import read_label_map
 
 CONTRASTS = DATA / "brain_contrasts"
 EXAMPLE = ROOT / "examples" / "brain9"
@@ -35,7 +36,7 @@ def shares(path: Path) -> dict[str, NDArray[np.float16]]:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # one process per core
     synthesis = SynthesisConfig.read(EXAMPLE / "synthesis.toml")
     source = sitk.ReadImage(path)
-    values = np.rint(sitk.GetArrayFromImage(source)).astype(np.int32)  # stored as floats
+    values = read_label_map(path)[0]
     fixed = sitk.ReadImage(CONTRASTS / "avg152T1.nii.gz", sitk.sitkFloat32)
     moving = sitk.SmoothingRecursiveGaussian(as_image(painted(values, synthesis), source), BLUR_MM)
     table = read_label_table(EXAMPLE / "dataset.json")
