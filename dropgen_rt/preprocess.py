@@ -91,18 +91,40 @@ def labels_to_working_grid(
     by up to half a voxel of the coarser grid. Of equal shares the smallest label wins, whichever way the map lies.
     """
     oriented, change = geometry.reoriented(orientation)
-    array = change.apply(labels)
+    array = np.ascontiguousarray(change.apply(labels))
     taps = working_taps(oriented, oriented.resampled(spacing_mm))
     if taps is None:
-        return np.ascontiguousarray(array)
+        return array
     z, y, x = map(len, taps)
     found, most = np.zeros((z, y, x), labels.dtype), np.zeros((z, y, x), np.float32)
-    for value in np.unique(labels):
-        share = resample((array == value).view(np.uint8)[None], taps)[0]
-        greater = share > most + EQUAL_SHARES
-        found[greater] = value
-        np.maximum(share, most, out=most)
+    for value, box in label_boxes(array).items():
+        # Where no voxel of the label counts its share is 0: most labels fill a small part of a scan.
+        outputs, inputs, near = zip(*(t.touching(s.start, s.stop) for t, s in zip(taps, box, strict=True)), strict=True)
+        share = resample((array[inputs] == value).view(np.uint8)[None], near)[0]
+        greater = share > most[outputs] + EQUAL_SHARES
+        found[outputs][greater] = value
+        np.maximum(share, most[outputs], out=most[outputs])
     return found
+
+
+def label_boxes(labels: NDArray[np.integer]) -> dict[int, tuple[slice, slice, slice]]:
+    """The smallest box (z, y, x) around each value of a label map, in the order of values."""
+    planes: dict[int, list[int]] = {}
+    for z, plane in enumerate(labels):
+        for value in np.unique(plane).tolist():
+            planes.setdefault(value, []).append(z)
+    boxes = {}
+    for value in sorted(planes):
+        along_z = slice(planes[value][0], planes[value][-1] + 1)
+        seen = (labels[along_z] == value).any(axis=0)
+        boxes[value] = (along_z, _span(seen.any(axis=1)), _span(seen.any(axis=0)))
+    return boxes
+
+
+def _span(used: NDArray[np.bool_]) -> slice:
+    """From the first True to the last."""
+    places = np.flatnonzero(used)
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def normalisation(working: Volume, intensity: Intensity) -> Normalisation:

@@ -59,6 +59,18 @@ class Taps:
         """The number of output voxels."""
         return len(self.first)
 
+    def touching(self, start: int, stop: int) -> tuple[slice, slice, Self]:
+        """The output voxels that input voxels ``start`` to ``stop - 1`` have a part in.
+
+        Returns their slice, the slice of the input that they need, and the taps from the one to the other. ``first``
+        and ``first + count`` must not fall, as between two grids; what lies outside the slice has no part of these.
+        """
+        low = int(np.searchsorted(self.first + self.count, start, side="right"))
+        high = max(low, int(np.searchsorted(self.first, stop, side="left")))
+        first, count = self.first[low:high], self.count[low:high]
+        begin, end = (int(first[0]), int((first + count)[-1])) if high > low else (start, start)
+        return slice(low, high), slice(begin, end), type(self)(first - np.int32(begin), count, self.weight[low:high])
+
     def require_within(self, name: str, extent: int) -> None:
         """Refuse taps outside an axis of ``extent`` voxels. Raises ValueError."""
         if len(self) and not (self.first.min() >= 0 and (self.first + self.count).max() <= extent):

@@ -14,6 +14,7 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.preprocess import (
     EQUAL_SHARES,
     interpolation_weights,
+    label_boxes,
     labels_to_working_grid,
     normalisation,
     to_working_grid,
@@ -148,6 +149,8 @@ def test_labels_have_the_share_that_the_scan_of_each_has(seed, code, spacing_mm)
     rng = np.random.default_rng(seed)
     geometry = grid(tuple(int(n) for n in rng.integers(1, 9, 3)), (1.0, 1.5, 2.0), oblique())
     labels = rng.choice(np.array([0, 2, 300], np.uint16), geometry.shape)
+    first = [int(rng.integers(n)) for n in geometry.shape]  # a label may fill a small box
+    labels[first[0] :, : first[1] + 1, first[2] :][labels[first[0] :, : first[1] + 1, first[2] :] == 2] = 0
     shares = np.array(
         [
             to_working_grid(Volume((labels == value).astype(np.float32)[None], geometry), code, spacing_mm).array[0]
@@ -156,6 +159,16 @@ def test_labels_have_the_share_that_the_scan_of_each_has(seed, code, spacing_mm)
     )
     expected = np.array([0, 2, 300])[np.argmax(shares >= shares.max(0) - EQUAL_SHARES, axis=0)]
     assert np.array_equal(labels_to_working_grid(labels, geometry, code, spacing_mm), expected)
+
+
+def test_the_box_of_each_label():
+    labels = np.zeros((9, 8, 7), np.int16)
+    labels[4, 0, 6], labels[2:4, 5, 1], labels[7, 5, 3] = 5, -2, -2
+    assert list(label_boxes(labels).items()) == [
+        (-2, (slice(2, 8), slice(5, 6), slice(1, 4))),
+        (0, (slice(0, 9), slice(0, 8), slice(0, 7))),
+        (5, (slice(4, 5), slice(0, 1), slice(6, 7))),
+    ]
 
 
 def test_labels_and_scan_reach_the_same_grid():

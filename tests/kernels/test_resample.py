@@ -99,6 +99,20 @@ def test_a_matrix_comes_back():
     np.testing.assert_array_equal(found.ravel(), matrix @ np.arange(4))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 40), st.data())
+def test_what_a_part_of_the_input_touches(extent, count, data):
+    start = data.draw(st.integers(0, extent - 1))
+    stop = data.draw(st.integers(start + 1, extent))
+    line = np.zeros((1, 1, 1, extent), np.float32)
+    line[..., start:stop] = 1
+    taps, one = triangle(extent, count), [Taps.identity(1)] * 2
+    outputs, inputs, near = taps.touching(start, stop)
+    whole, part = resample(line, [*one, taps]), resample(line[..., inputs], [*one, near])
+    assert part.tobytes() == whole[..., outputs].tobytes()
+    assert (np.flatnonzero(whole) >= outputs.start).all() and (np.flatnonzero(whole) < outputs.stop).all()
+
+
 VOLUME = np.zeros((1, 2, 3, 4), np.float32)
 IDENTITY = [Taps.identity(n) for n in (2, 3, 4)]
 
