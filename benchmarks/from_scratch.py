@@ -16,6 +16,7 @@ from dropgen_rt.evaluate import TOLERANCE_MM, in_one_map_only, mean_of, scores_o
 from dropgen_rt.train.outputs import finish
 from dropgen_rt.volume import read_label_map
 
+FOLDS = 5
 WAYS = {
     "default": Settings(),
     "reference": Settings(reference=True),
@@ -32,11 +33,12 @@ def from_scratch(description: str, name: str) -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--so-far", action="store_true", help="Train no further.")
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="Hold out every fifth scan from this one on.")
     parser.add_argument("options", nargs="*", help="Of dropgen-rt train, after --.")
     arguments = parser.parse_args()
     work, run = arguments.work, arguments.work / "run"
     work.mkdir(parents=True, exist_ok=True)
-    held_out = write_split(data, HELD_OUT[name], work / "split.csv")
+    held_out = write_split(data, HELD_OUT[name], arguments.fold, work / "split.csv")
     if arguments.so_far:
         finish(data, run, split=work / "split.csv")
     else:
@@ -55,6 +57,7 @@ def from_scratch(description: str, name: str) -> None:
         arguments.out,
         {
             "train_options": arguments.options,
+            "held_out": f"every fifth from {arguments.fold}" if arguments.fold is not None else f"last {len(held_out)}",
             "train_seconds": round(summary["seconds"]),
             "best_step": summary["best_step"],
             "validation": trained,
@@ -66,15 +69,16 @@ def from_scratch(description: str, name: str) -> None:
     )
 
 
-def write_split(data: Path, held_out: int, path: Path) -> list[str]:
-    """The table of cases; returns the ids that validate, the last ones."""
+def write_split(data: Path, last: int, fold: int | None, path: Path) -> list[str]:
+    """The table of cases; returns the ids that validate: the last ones, or those of a fold."""
     names = sorted(label.name.removesuffix(".nii.gz") for label in (data / "labelsTr").glob("*.nii.gz"))
+    held_out = names[-last:] if fold is None else names[fold::FOLDS]
     rows = ["image,label,split"]
-    for place, name in enumerate(names):
-        split = "val" if place >= len(names) - held_out else "train"
+    for name in names:
+        split = "val" if name in held_out else "train"
         rows.append(f"{data}/imagesTr/{name}_0000.nii.gz,{data}/labelsTr/{name}.nii.gz,{split}")
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return names[-held_out:]
+    return held_out
 
 
 def inferred(model: Model, data: Path, names: list[str], settings: Settings) -> tuple[float, float, int]:

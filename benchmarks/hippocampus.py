@@ -3,7 +3,7 @@
 python benchmarks/hippocampus.py --work WORK --out benchmarks/results/hippocampus_image_first.json -- --preset tiny
 
 What follows ``--`` are options of ``dropgen-rt train``. The run in WORK/run goes on where it was stopped; ``--so-far``
-trains no further and scores the best that it has.
+trains no further and scores the best that it has; ``--fold 0`` to ``4`` hold out every fifth scan in place of the last.
 """
 
 from from_scratch import from_scratch
