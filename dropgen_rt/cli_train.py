@@ -42,7 +42,11 @@ FILE = click.Path(path_type=Path)
 @click.option("--seed", type=int)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--cache", type=FILE, help="Folder of prepared cases; by default below the user's data folder.")
-@click.option("--workers", type=int, help="Processes that prepare cases and feed a GPU; by default one per core.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that prepare cases and feed a GPU; by default one per core.",
+)
 @click.option("--init", type=FILE, help="Start from this checkpoint's weights, of a network of the same layout.")
 @click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
 def train(
@@ -80,7 +84,9 @@ def train(
         summary = finish(data, out, device, split=split, cache=cache, console=console)
         for name in ("validation", "test"):
             if name in summary:
-                console.line(f"{name}: mean Dice {summary[name]['mean_dice']:.4f} over {summary[name]['cases']} cases")
+                dice, cases = summary[name]["mean_dice"], summary[name]["cases"]
+                told = "none, for no label was there or found" if dice is None else f"{dice:.4f}"
+                console.line(f"{name}: mean Dice {told} over {cases} cases")
         for line in advice(summary["validation"], best) if "validation" in summary else ():
             console.line(line)
     console.line(f"wrote {best}")

@@ -51,7 +51,7 @@ def read_description(path: Path) -> dict:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; give a data set's dataset.json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UnreadableInputError(f"{path}: not JSON ({error}); give a data set's dataset.json") from error
     if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
@@ -67,7 +67,7 @@ def read_label_table(path: Path) -> LabelTable:
     try:
         for key, value in data["labels"].items():
             name, values = (value, int(key)) if isinstance(value, str) else (key, value)
-            gathered = tuple(int(v) for v in values) if isinstance(values, list) else (int(values),)
+            gathered = tuple(map(_whole, values)) if isinstance(values, list) else (_whole(values),)
             if 0 in gathered and (gathered == (0,) or name == "background"):
                 background.update(gathered)  # a list names values that are to count as background
             else:
@@ -76,6 +76,7 @@ def read_label_table(path: Path) -> LabelTable:
         raise UnreadableInputError(f'{path}: its "labels" are not name: value(s) or "value": name') from error
     if not pairs or any(min(values, default=-1) < 1 for _, values in pairs):
         raise UnreadableInputError(f'{path}: "labels" needs at least one label, all of values 1 and up')
+    _refuse_overlap(path, data, pairs)
     colours, codes = data.get("colours", {}), data.get("codes", {})
     try:
         labels = tuple(
@@ -88,6 +89,30 @@ def read_label_table(path: Path) -> LabelTable:
             "and no name is empty"
         ) from error
     return LabelTable(labels, tuple(values for _, values in pairs), tuple(sorted(background)))
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _refuse_overlap(path: Path, data: dict, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    """Raise UnreadableInputError where a value stands in two labels, or a label is nnU-Net's "ignore"."""
+    names: dict[int, str] = {}
+    for name, values in pairs:
+        for value in values:
+            if value in names:
+                raise UnreadableInputError(
+                    f'{path}: "labels": value {value} stands in both {names[value]!r} and {name!r}; a voxel has one '
+                    "label here, so list each value once (overlapping regions need a model each)"
+                )
+            names[value] = name
+    if "ignore" in names.values():
+        raise UnreadableInputError(
+            f'{path}: "labels": "ignore" would be learnt as a label, voxels cannot be left out of the loss; remove it, '
+            'and list its value as "background": [0, …] if it may count as none'
+        )
 
 
 def read_source_rule(path: Path) -> SourceRule:

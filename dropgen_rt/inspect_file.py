@@ -45,6 +45,11 @@ def header_of(path: Path) -> RawHeader:
         raise not_readable(path, error) from error
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that hold a scan: its own and, where that is a header alone, that of its voxels. Raises as above."""
+    return tuple(dict.fromkeys((path, header_of(path).payload.path)))
+
+
 def _check_is_file(path: Path) -> None:
     accepted = "one of " + ", ".join(SCAN_SUFFIXES)
     if not path.exists():

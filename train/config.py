@@ -1,5 +1,6 @@
 """One frozen description of a training run; checked when made, stored in every checkpoint and as TOML in the run."""
 
+import math
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -17,6 +18,8 @@ LOSSES: tuple[LossKind, ...] = ("dice_ce", "dice_focal", "tversky", "ce")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 AXES = ("x", "y", "z")
+# Times the million that keeps the seeds of steps apart it must fit into PyTorch's 64 bits.
+MOST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,13 @@ class AugmentConfig:
             raise UsageError(f"augment.flip_axes {list(self.flip_axes)}: accepted are {', '.join(AXES)}")
         for name in ("zoom", "bias_field", "gibbs", "gamma", "smooth_voxels"):
             low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise UsageError(f"augment.{name} {low, high}: accepted are two numbers from 0 up, the smaller first")
+            most = 1 if name == "gibbs" else math.inf
+            if not 0 <= low <= high <= most or not math.isfinite(high):
+                up = "to 1" if name == "gibbs" else "up"
+                raise UsageError(f"augment.{name} {low, high}: accepted are two numbers from 0 {up}, the smaller first")
+        for name, most in (("rotation_degrees", 180.0), ("shear", 1.0), ("scale", 0.99), ("noise", 10.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UsageError(f"augment.{name} {getattr(self, name)}: accepted is a number from 0 to {most:g}")
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,28 @@ class TrainConfig:
             )
         if self.subjects < 0:
             raise UsageError(f"subjects {self.subjects}: accepted are 0 (all) and up")
-        if len(self.window) != 3 or len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
-            raise UsageError(f"window {self.window}, spacing_mm {self.spacing_mm}: three voxel counts, three lengths")
+        self._check_descent()
+        if not all(0 < mm < math.inf for mm in self.spacing_mm):
+            raise UsageError(f"spacing_mm {self.spacing_mm}: accepted are three lengths above 0")
         stride = 2**self.levels
         if any(edge % stride or edge < 1 for edge in self.window):
             raise UsageError(f"window {self.window}: with this segmentor, edges are multiples of {stride}")
+        if self.augment.quarter_turns and (self.window[1:], self.spacing_mm[:2]) != (
+            self.window[:0:-1],
+            self.spacing_mm[1::-1],
+        ):
+            raise UsageError(
+                f"augment.quarter_turns with window {self.window} and spacing_mm {self.spacing_mm}: turned crops must "
+                "fit, so x and y are to be equal; give --window Z Y X and --spacing-mm X Y Z, or leave the turns off"
+            )
+
+    def _check_descent(self) -> None:
+        for name, zero in (("learning_rate", False), ("gradient_clip", False), ("weight_decay", True)):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (value == 0 and not zero):
+                raise UsageError(f"{name} {value}: accepted is a number {'from' if zero else 'above'} 0")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise UsageError(f"seed {self.seed}: accepted is a whole number from 0 to {MOST_SEED}")
 
     def _check_choices(self) -> None:
         for name, accepted in CHOICES.items():
@@ -117,7 +142,7 @@ class TrainConfig:
     def _check_image_and_features(self) -> None:
         if not 0 <= self.image_first < 1:
             raise UsageError(f"image_first {self.image_first}: accepted is a share from 0 up to, not including, 1")
-        if self.settle < 0 or round(self.image_first + self.settle, 9) > 1:
+        if not self.settle >= 0 or round(self.image_first + self.settle, 9) > 1:
             raise UsageError(
                 f"image_first {self.image_first:g} and settle {self.settle:g}: accepted are shares from 0 that add up "
                 "to no more than 1; change one"
@@ -220,7 +245,8 @@ def build_config(*layers: Mapping[str, Any]) -> TrainConfig:
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         if isinstance(value, Mapping):
-            inner = dict(into.get(key, {}))
+            before = into.get(key)
+            inner = dict(before) if isinstance(before, Mapping) else {}
             _merge(inner, value)
             into[key] = inner
         else:

@@ -28,8 +28,8 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
     right.plot([int(row["step"]) for row in scored], dice, color="tab:orange", marker="o", markersize=3)
     right.set_ylabel("mean validation Dice", color="tab:orange")
     right.set_ylim(0, 1)
-    if dice:
-        left.set_title(f"best Dice {max(dice):.4f} at step {scored[int(np.nanargmax(dice))]['step']}")
+    if np.isfinite(dice).any():
+        left.set_title(f"best Dice {np.nanmax(dice):.4f} at step {scored[int(np.nanargmax(dice))]['step']}")
     save(figure, path)
 
 

@@ -1,22 +1,27 @@
 """Where a training runs, chosen once."""
 
+import re
 from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
-from dropgen_rt.errors import ResourceError
+from dropgen_rt.errors import ResourceError, UsageError
 from dropgen_rt.train.network import UNet
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for "auto", "cpu", "cuda" or "cuda:N". Raises ResourceError if that is not there."""
+    """The device for "auto", "cpu", "cuda" or "cuda:N". Raises UsageError, or ResourceError if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ResourceError(f"device {name!r}: this PyTorch {torch.__version__} sees no NVIDIA GPU; use --device cpu")
+    if not (name == "cpu" or re.fullmatch(r"cuda(:\d+)?", name)):
+        raise UsageError(f"device {name!r}: accepted are {', '.join(DEVICES)} and cuda:N")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise ResourceError(f"device {name!r}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return torch.device(name)
 
 

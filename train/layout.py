@@ -49,6 +49,9 @@ def find_in_folders(folder: Path, channels: int, synthetic: bool) -> Found:
         raise MissingInputError(f"{folder / 'labelsTr'}: no label maps in it, such as case01.nii.gz; add some")
     for short, split in SPLITS.items():
         labels, images = _scans(folder / f"labels{short}"), _scans(folder / f"images{short}")
+        found.faults += _twice(labels) + _twice(images)
+        if images and not labels and not synthetic and short == "Val":
+            found.faults.append(f"{folder / 'labelsVal'}: no label maps, though imagesVal has images; add them")
         by_stem = {stem(path): path for path in images}
         used: set[Path] = set()
         for label in labels:
@@ -69,6 +72,16 @@ def find_in_folders(folder: Path, channels: int, synthetic: bool) -> Found:
 
 def _scans(folder: Path) -> list[Path]:
     return scans_in(folder) if folder.is_dir() else []
+
+
+def _twice(paths: Iterable[Path]) -> list[str]:
+    """Files of one name and two formats: which is meant cannot be told."""
+    first: dict[str, Path] = {}
+    return [
+        f"{path}: beside it lies {first[stem(path)].name}, of the same case; move one elsewhere"
+        for path in paths
+        if first.setdefault(stem(path), path) != path
+    ]
 
 
 def _channels(name: str, by_stem: dict[str, Path], channels: int) -> tuple[Path, ...]:

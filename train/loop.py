@@ -1,5 +1,7 @@
 """The training loop: AdamW with cosine decay, validated by the inference road itself."""
 
+import hashlib
+import json
 import math
 import os
 import time
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from dropgen_rt.console import Console
 from dropgen_rt.errors import DropgenError, UsageError
-from dropgen_rt.evaluate import dice_per_label
+from dropgen_rt.evaluate import dice_per_label, mean_of
 from dropgen_rt.kernels import Normalisation
 from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.train import checkpoint
@@ -143,6 +145,11 @@ class Run:
         changed = _changed(content["config"], self.config.summary())
         if changed:
             raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
+        labels = [label["name"] for label in content["labels"]]
+        if content.get("cases", self._cases()) != self._cases() or labels != [it.name for it in self.dataset.labels]:
+            raise UsageError(
+                f"{path}: was trained on other cases or labels; give the DATA and --split of then, or another --out"
+            )
         self.network.load_state_dict(content["state"])
         self.optimiser.load_state_dict(content["optimiser"])
         for group in self.optimiser.param_groups:
@@ -169,10 +176,9 @@ class Run:
                 start = time.perf_counter()
                 dice = validate(self.network, validation, config, self.ranks)
                 self.dice = [float(d) for d in dice]
-                self._save(float(np.nanmean(dice)))
-                row.update(
-                    dice=float(np.nanmean(dice)), dice_per_label=self.dice, validation_s=time.perf_counter() - start
-                )
+                mean = mean_of(self.dice)
+                self._save(mean)
+                row.update(dice=mean, dice_per_label=self.dice, validation_s=time.perf_counter() - start)
             report(row)
 
     def _step(self, forward: Callable[[Tensor], Tensor], image: Tensor, target: Tensor) -> float:
@@ -218,8 +224,13 @@ class Run:
         """``last.pt``: all that is needed to go on. The first process writes, the others wait."""
         if self.ranks.first:
             state = {"optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict(), "best": self.best}
-            checkpoint.save(self.out / "last.pt", {**self._content(), **state})
+            checkpoint.save(self.out / "last.pt", {**self._content(), **state, "cases": self._cases()})
         self.ranks.wait()
+
+    def _cases(self) -> str:
+        """A digest of which cases train and which validate, by name: the folder may have moved."""
+        names = [[case.name for case in cases] for cases in (self.dataset.training, self.dataset.validation)]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
     def _content(self) -> dict[str, object]:
         dataset = self.dataset

@@ -67,7 +67,7 @@ def finish(
         "dataset": content["dataset"],
         "method": config.method,
         "best_step": content["progress"]["step"],
-        "best_validation_dice": content["progress"]["validation_dice"],
+        "best_validation_dice": [_known(dice) for dice in content["progress"]["validation_dice"]],
         "seconds": _seconds(out),
     }
     if dataset.synthesis is None:

@@ -31,7 +31,8 @@ def each(
     """``[function(item) for item in items]``; function, items and results must be picklable.
 
     Processes, not threads: reading a scan redirects the whole process's stderr. They are spawned, because a
-    fork of a process that runs PyTorch's threads may hang. ``progress`` gets (done, total).
+    fork of a process that runs PyTorch's threads may hang. ``progress`` gets (done, total). Raises ResourceError if a
+    process was ended from outside.
     """
     count = workers_for(len(items), workers)
     results: dict[int, Result] = {}
@@ -46,6 +47,11 @@ def each(
                 for future in as_completed(waiting):
                     results[waiting[future]] = future.result()
                     progress(len(results), len(items))
+            except BrokenProcessPool as error:
+                raise ResourceError(
+                    "a process that reads cases was ended from outside, most often because memory ran out; "
+                    "go on with the same command and fewer --workers"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dropgen_rt.atomic import check_writable
 from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.device import autocast, choose_device, move_to
@@ -194,6 +195,7 @@ def pretrain(
     MissingInputError if the folder holds no label maps, DropgenError on NaN.
     """
     place = choose_device(device)
+    check_writable(out)  # before the first hours have passed
     anatomy = Anatomy.read(folder, place, tissues)
     torch.manual_seed(config.seed)
     model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros")))
@@ -205,21 +207,27 @@ def pretrain(
     state = out.with_suffix(".state.pt")
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
     first = _resume(state, parts, config) if resume else 0
+    provenance = {"label_maps": len(anatomy.maps), **asdict(config)}
+    if first == config.steps:  # ended between the state and the encoder
+        checkpoint.save_encoder(out, model.encoder, {**provenance, "trained_steps": first})
     losses: list[Tensor] = []
     for step in range(first, config.steps):
         losses.append(_descend(model, optimiser, anatomy, config, step, place))
         schedule.step()
         last = step + 1 == config.steps
-        if (step + 1) % REPORT_EVERY == 0 or last:
-            mean = torch.stack(losses[-REPORT_EVERY:]).mean().item()
+        saves = (step + 1) % config.save_every == 0 or last
+        if (step + 1) % REPORT_EVERY == 0 or saves:
+            # Of the steps since the last line too: a state of NaN must not be saved over a sound one.
+            mean = torch.stack(losses[-max(REPORT_EVERY, config.save_every) :]).mean().item()
             if not np.isfinite(mean):
                 raise DropgenError(f"step {step + 1}: the loss is {mean}; {state} is the last sound state")
+        if (step + 1) % REPORT_EVERY == 0 or last:
+            mean = torch.stack(losses[-REPORT_EVERY:]).mean().item()
             report(f"step {step + 1} of {config.steps}: loss {mean:.3f}")
-        if (step + 1) % config.save_every == 0 or last:
+        if saves:
             content = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
             checkpoint.save(state, {**content, "config": asdict(config), "step": step + 1}, STATE_FORMAT)
-            provenance = {"label_maps": len(anatomy.maps), **asdict(config), "trained_steps": step + 1}
-            checkpoint.save_encoder(out, model.encoder, provenance)
+            checkpoint.save_encoder(out, model.encoder, {**provenance, "trained_steps": step + 1})
 
 
 def _descend(

@@ -19,6 +19,7 @@ from dropgen_rt.words import by
 
 # The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
 ENCODER_STRIDE, SMALLEST_EDGE = 16, 32
+MOST_LEVELS = 8
 
 
 def configure(
@@ -51,7 +52,7 @@ def configure(
     if resume and (out / "config.toml").is_file():
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
-    wanted = build_config(below, *given)
+    wanted = build_config(_fitting(below, given), *given)
     dataset = read_dataset(data, split)
     check_writable(made_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
@@ -71,6 +72,14 @@ def configure(
             "or see too little of a scan; --spacing-mm X Y Z takes another"
         )
     return config
+
+
+def _fitting(below: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A preset whose window, the largest that will be chosen, fits the number of levels that was asked for."""
+    levels = {key: value for layer in (below, *given) for key, value in layer.items()}["levels"]
+    if not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
+        return dict(below)  # refused by the config's own check
+    return {**below, "window": tuple(-(-edge // 2**levels) * 2**levels for edge in below["window"])}
 
 
 def fingerprint(data: Path, dataset: Dataset, cache: Path | None, workers: int | None, console: Console) -> Fingerprint:

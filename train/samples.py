@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.train.augment import augmentation
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Case, Dataset
@@ -33,13 +34,16 @@ from dropgen_rt.train.synthesis import (
     paint,
 )
 from dropgen_rt.volume import read_label_map
+from dropgen_rt.words import by
 
 # This share of crops is centred on a voxel of a label drawn uniformly, so that small structures are seen.
 FOREGROUND_SHARE = 0.5
+# Edges of voxels that differ by less are equal: headers are rounded.
+UNLIKE_EDGES = 0.01
 
 
 class Sampler(Protocol):
-    """Draws one crop: image (1, z, y, x) float32 in about [0, 1] and target (z, y, x) uint8."""
+    """Draws one crop: image (1, z, y, x) float32 in about [0, 1] and target (z, y, x) uint8; int32 past 255 labels."""
 
     def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]: ...
 
@@ -60,7 +64,8 @@ class ScanSampler:
         # they can be drawn from in several threads.
         augment = augmentation(self.augment).set_random_state(seed=int(rng.integers(2**31)))
         out = augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
-        return plain(out["image"]).float(), plain(out["label"])[0].to(torch.uint8)
+        kind = torch.uint8 if labels.dtype == np.uint8 else torch.int32
+        return plain(out["image"]).float(), plain(out["label"])[0].to(kind)
 
     def _corner(self, case: Prepared, rng: np.random.Generator) -> list[int]:
         """(z, y, x) of the crop's first voxel; negative where the scan is smaller and is centred, as in inference."""
@@ -109,12 +114,28 @@ class _Head:
         raw, geometry = read_label_map(case.label)
         oriented, change = geometry.reoriented(config.orientation)
         index, values = index_labels(change.apply(raw))
+        require_cubes(f"{case.label}: voxels of {by(oriented.spacing_mm)} mm", oriented.spacing_mm)
         merged = dataset.merge(values)
-        coarse = merged[index.numpy()[::4, ::4, ::4]]
-        places = [np.argwhere(coarse == label.value) * 4 for label in dataset.labels]
+        target = merged[index.numpy()]
+        places = [_lattice(target == label.value) for label in dataset.labels]
         step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
         centres = tuple(voxels for voxels in places if len(voxels))
-        return _Head(index.to(device), values, torch.from_numpy(merged).to(device), step, centres)
+        if not centres:
+            raise UnsuitableInputError(f"{case.label}: no voxel of any label; remove the map or label it")
+        table = merged if merged.dtype == np.uint8 else merged.astype(np.int32)
+        return _Head(index.to(device), values, torch.from_numpy(table).to(device), step, centres)
+
+
+def _lattice(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Every fourth voxel of a label along each axis, or all where a small one lies between them."""
+    places = np.argwhere(mask[::4, ::4, ::4]) * 4
+    return places if len(places) else np.argwhere(mask)
+
+
+def require_cubes(given: str, edges: Sequence[float]) -> None:
+    """Images are painted in cubes of cubic voxels. Raises UsageError for unlike ``edges``."""
+    if max(edges) > min(edges) * (1 + UNLIKE_EDGES):
+        raise UsageError(f"{given}: images are synthesised in cubes of cubic voxels; give three equal edges")
 
 
 class SyntheticSampler:
@@ -124,6 +145,12 @@ class SyntheticSampler:
         self, cases: tuple[Case, ...], dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu"
     ) -> None:
         assert dataset.synthesis is not None  # the caller chose this sampler because there is one
+        require_cubes(f"window {by(config.window)}", config.window)
+        require_cubes(f"spacing {by(config.spacing_mm)} mm", config.spacing_mm)
+        if len(dataset.channels) > 1:
+            raise UsageError(
+                f"{len(dataset.channels)} channels: images are synthesised in one contrast; list one in dataset.json"
+            )
         self.synthesis: SynthesisConfig = dataset.synthesis
         self.edge, self.classes = config.window[0], 1 + len(dataset.labels)
         with ThreadPoolExecutor() as pool:
@@ -135,7 +162,8 @@ class SyntheticSampler:
         # Without the option no number is drawn: recorded trainings keep their crops.
         anywhere = self.synthesis.anywhere > 0 and rng.random() < self.synthesis.anywhere
         centre = rng.uniform(0, head.index.shape) if anywhere else _on_a_label(head.centres, rng)
-        coordinates = deformed_coordinates(centre, self.edge, head.step, source, self.synthesis.severity)
+        severity, mirror = self.synthesis.severity, self.synthesis.mirror
+        coordinates = deformed_coordinates(centre, self.edge, head.step, source, severity, mirror)
         fine = look_up(head.index, coordinates)
         table = draw_intensities(self.synthesis, head.values, rng)
         passes = passes_of_an_average(self.synthesis.average, rng)

@@ -19,6 +19,7 @@ from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import DropgenError, FaultyDatasetError
 from dropgen_rt.evaluate import same_grid
 from dropgen_rt.geometry import Geometry
+from dropgen_rt.inspect_file import files_of
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.parallel import each
 from dropgen_rt.volume import Scan, read_label_map, read_scan
@@ -107,7 +108,7 @@ def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.nda
     return Finding(
         case.name,
         (),
-        (*(scan.sha256 for scan in scans), hashlib.sha256(case.label.read_bytes()).hexdigest()),
+        (*(scan.sha256 for scan in scans), _digest(case.label)),
         oriented.size,
         oriented.spacing_mm,
         tuple(percentiles),
@@ -115,6 +116,14 @@ def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.nda
         all(np.array_equal(scan.volume.array, np.rint(scan.volume.array)) for scan in scans),
         tuple(map(int, voxels)),
     )
+
+
+def _digest(path: Path) -> str:
+    """Of a file and, where it is a header alone, of the file that holds its voxels."""
+    digest = hashlib.sha256()
+    for part in files_of(path):
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
 
 
 def survey(
@@ -156,13 +165,14 @@ def _note(case: Case, table: LabelTable, cache: Path | None) -> Path | None:
     """Where a finding is kept; None without a cache, or where the case's files cannot be reached."""
     try:
         return None if cache is None else cache / f"{_key(case, table)}.json"
-    except (OSError, RuntimeError):  # a loop of links is a RuntimeError
+    except (OSError, RuntimeError, DropgenError):  # a loop of links is a RuntimeError
         return None
 
 
 def _key(case: Case, table: LabelTable) -> str:
     """Of paths, sizes and times, because hashing the content would read what the note is to spare."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (*case.images, case.label)]
+    paths = [part for path in (*case.images, case.label) for part in files_of(path)]
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     note = [FORMAT, case.name, stats, table.sources, table.background]
     return hashlib.sha256(json.dumps(note).encode()).hexdigest()[:32]
 

@@ -11,7 +11,7 @@ device that trains, where an image costs milliseconds.
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from dropgen_rt.errors import UnreadableInputError, UsageError
 
 # Fine samples per training voxel and axis: two give eight intensities to average, enough for soft borders.
 SUBSAMPLES = 2
@@ -71,6 +73,7 @@ class SynthesisConfig:
     full range. ``anywhere`` is the share of crops that lie anywhere in the label map, as a sliding window does,
     instead of on a label: a network that never saw a window of little but air may find anything in one. ``average`` is
     the share that looks like an average of many heads, as templates are: image and labels blurred, what is thin gone.
+    ``mirror`` turns half of the maps left to right: right only where no label is of one side.
     """
 
     tissues: dict[str, tuple[int, ...]]
@@ -84,19 +87,40 @@ class SynthesisConfig:
     severity: float = 1.0
     anywhere: float = 0.0
     average: float = 0.0
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = {*self.outside, *([self.fluid] if self.fluid else [])} - set(self.tissues)
+        if unknown:
+            raise UsageError(
+                f"outside and fluid name tissues: {sorted(unknown)[0]!r} is none of {', '.join(self.tissues)}"
+            )
+        for name, share in (("strip", self.strip), ("anywhere", self.anywhere), ("average", self.average)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"{name} {share}: accepted is a share from 0 to 1")
+        for name, size in (("severity", self.severity), ("mean_jitter", self.mean_jitter)):
+            if not 0 <= size < float("inf"):
+                raise UsageError(f"{name} {size}: accepted is a number from 0 up")
+        without = sorted(set(self.contrasts) - set(self.means) - {"random"})
+        if without:
+            raise UsageError(f"contrasts: {without[0]!r} has no table [means.{without[0]}]; add it, or name it random")
+        if not sum(self.contrasts.values()) > 0 or min(self.contrasts.values()) < 0:
+            raise UsageError("contrasts: accepted are probabilities from 0, one of them above 0")
 
     @staticmethod
     def read(path: Path) -> "SynthesisConfig":
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        numbers = ("strip", "mean_jitter", "outside_jitter", "severity", "anywhere", "average")
-        return SynthesisConfig(
-            tissues={name: tuple(values) for name, values in data["tissues"].items()},
-            means=data["means"],
-            contrasts=data["contrasts"],
-            outside=tuple(data.get("outside", ())),
-            fluid=data.get("fluid"),
-            **{name: data[name] for name in numbers if name in data},
-        )
+        """The file's choices. Raises UnreadableInputError, naming what is wrong."""
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            strange = sorted(set(data) - {item.name for item in fields(SynthesisConfig)})
+            if strange:
+                raise UsageError(f"{strange[0]!r} is none of {', '.join(f.name for f in fields(SynthesisConfig))}")
+            tissues = {name: tuple(map(int, values)) for name, values in data.pop("tissues").items()}
+            outside = tuple(data.pop("outside", ()))
+            return SynthesisConfig(tissues, **{"means": {}, "contrasts": data["contrasts"]} | data, outside=outside)
+        except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise UnreadableInputError(f"{path}: {reason}; examples/brain9 in the sources has a whole one") from error
 
 
 def draw_intensities(config: SynthesisConfig, values: np.ndarray, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -129,16 +153,17 @@ def draw_intensities(config: SynthesisConfig, values: np.ndarray, rng: np.random
 
 
 def deformed_coordinates(
-    centre: Sequence[float] | np.ndarray, edge: int, step: float, source: RandomSource, severity: float = 1.0
-) -> Tensor:
+    centre: Sequence[float] | np.ndarray, edge: int, step: float, source: RandomSource, severity: float = 1.0,
+    mirror: bool = True,
+) -> Tensor:  # fmt: skip
     """(3, n, n, n) float32: where the ``n = edge * SUBSAMPLES`` fine samples of a crop lie in the map, in its voxels.
 
-    ``centre`` is (z, y, x) in voxels, ``step`` the map's voxels between two fine samples. A random affine
-    (left-right flip, rotation to 20 degrees, scale and shear) is followed by a smooth random displacement.
+    ``centre`` is (z, y, x) in voxels, ``step`` the map's voxels between two fine samples. A random affine (rotation to
+    20 degrees, scale, shear, and with ``mirror`` a left-right flip) is followed by a smooth random displacement.
     """
     n = edge * SUBSAMPLES
     line = (torch.arange(n, dtype=torch.float32, device=source.device) - (n - 1) / 2) * step
-    matrix = _random_affine(source.numbers, severity)
+    matrix = _random_affine(source.numbers, severity, mirror)
     axes = [line.view(-1, 1, 1), line.view(1, -1, 1), line.view(1, 1, -1)]
     places = source.smooth(6, n, channels=3)[0] * source.numbers.uniform(0, 4.0 * severity)
     for i in range(3):
@@ -148,7 +173,7 @@ def deformed_coordinates(
     return places
 
 
-def _random_affine(rng: np.random.Generator, severity: float) -> np.ndarray:
+def _random_affine(rng: np.random.Generator, severity: float, mirror: bool) -> np.ndarray:
     scale = 1 + severity * rng.uniform(-0.18, 0.2, 3)
     shear = severity * rng.uniform(-0.08, 0.08, (3, 3)) * (1 - np.eye(3))
     matrix = np.diag(scale) @ (np.eye(3) + shear)
@@ -158,21 +183,26 @@ def _random_affine(rng: np.random.Generator, severity: float) -> np.ndarray:
         turn = np.eye(3)
         turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
         matrix = turn @ matrix
-    if rng.random() < 0.5:
-        matrix[:, 2] *= -1  # left and right carry one label
+    if rng.random() < 0.5 and mirror:  # drawn all the same: recorded trainings keep their crops
+        matrix[:, 2] *= -1
     return matrix
 
 
 def index_labels(raw: NDArray[np.integer]) -> tuple[Tensor, NDArray[np.intp]]:
-    """A (z, y, x) label map as uint8 indices into its sorted values, and those values."""
-    values = np.flatnonzero(np.bincount(raw.ravel()))
-    table = np.zeros(values[-1] + 1, np.uint8)
+    """A (z, y, x) label map as indices into its sorted values, 0 first, and those values.
+
+    The indices are uint8, past 256 values int32.
+    """
+    counts = np.bincount(raw.ravel())
+    counts[0] = max(counts[0], 1)  # what lies outside a map is background, whether the map has some or not
+    values = np.flatnonzero(counts)
+    table = np.zeros(values[-1] + 1, np.uint8 if len(values) <= 256 else np.int32)
     table[values] = np.arange(len(values))
     return torch.from_numpy(table[raw]), values
 
 
 def look_up(label_map: Tensor, coordinates: Tensor) -> Tensor:
-    """Nearest label of a (z, y, x) uint8 map at (3, …) voxel coordinates; outside is 0. Shape (…), uint8."""
+    """Nearest label of a (z, y, x) map at (3, …) voxel coordinates; outside is 0. Shape (…), of the map's type."""
     index = torch.zeros(coordinates.shape[1:], dtype=torch.int64, device=coordinates.device)
     inside = torch.ones(coordinates.shape[1:], dtype=torch.bool, device=coordinates.device)
     for axis, size in enumerate(label_map.shape):

@@ -26,6 +26,10 @@ def write(array: np.ndarray, path: Path, spacing_mm: tuple[float, ...] = (1.0, 1
     sitk.WriteImage(image, str(path))
 
 
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
 def refusal(folder: Path, split: Path | None = None) -> str:
     dataset = read_dataset(folder, split)
     with pytest.raises(FaultyDatasetError) as caught:
@@ -167,6 +171,52 @@ def test_what_is_no_data_set_is_refused(balls: Path, damage: object, message: st
     damage(balls)  # type: ignore[operator]
     with pytest.raises(InputError, match=message):
         read_dataset(balls)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"background": 0, "whole": [1, 2], "core": 2}, "value 2 stands in both 'whole' and 'core'"),
+        ({"background": 0, "dim": 1, "ignore": 2}, '"ignore" would be learnt as a label'),
+        ({"background": 0, "dim": 1.7, "bright": 2}, "not name: value"),
+        ({"background": 0, "dim": True, "bright": 2}, "not name: value"),
+    ],
+)
+def test_labels_that_would_be_learnt_otherwise_are_refused(balls: Path, labels: dict, message: str) -> None:
+    describe(balls, labels=labels)
+    with pytest.raises(InputError, match=message):
+        read_dataset(balls)
+
+
+def test_a_byte_order_mark_does_not_matter(balls: Path) -> None:
+    path = balls / "dataset.json"
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(accepted(balls).labels) == 2
+
+
+def test_files_that_could_be_either_are_faults(balls: Path) -> None:
+    (balls / "imagesVal").mkdir()
+    shutil.copy(balls / "imagesTr" / "case0_0000.nii.gz", balls / "imagesVal" / "case9_0000.nii.gz")
+    for name, twin in (("imagesTr/case1_0000", ".nrrd"), ("labelsTr/case2", ".mha")):
+        write(read(balls / f"{name}.nii.gz"), balls / f"{name}{twin}")
+    told = refusal(balls)
+    assert "labelsVal: no label maps, though imagesVal has images" in told
+    assert "case1_0000.nrrd: beside it lies case1_0000.nii.gz, of the same case" in told
+    assert "case2.nii.gz: beside it lies case2.mha, of the same case" in told
+
+
+def test_a_survey_notices_voxels_that_changed_beside_their_header(balls: Path, tmp_path: Path) -> None:
+    path = balls / "labelsTr" / "case0.mhd"
+    labels = read(balls / "labelsTr" / "case0.nii.gz")
+    (balls / "labelsTr" / "case0.nii.gz").unlink()
+    write(labels, path)
+    dataset, cache = read_dataset(balls), tmp_path / "cache"
+    cache.mkdir()
+    before = survey(dataset.training[:1], dataset.table, cache)[0]
+    write(np.array([0, 2, 1], np.uint8)[labels], path)
+    assert path.with_suffix(".raw").is_file()  # the voxels lie beside the header
+    after = survey(dataset.training[:1], dataset.table, cache)[0]
+    assert after.voxels == before.voxels[::-1] and after.digests[1] != before.digests[1]
 
 
 def test_all_faults_are_listed_at_once(balls: Path) -> None:

@@ -79,6 +79,20 @@ def test_resume_with_other_options_is_refused(balls: Path, encoder: Path, tmp_pa
         run(balls, tmp_path / "run", replace(CONFIG, drop=0.25), encoder, resume=True)
 
 
+def test_resume_with_other_cases_or_labels_is_refused(balls: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, method="erm")
+    run(balls, tmp_path / "run", config, None)
+    described = (balls / "dataset.json").read_text()
+    (balls / "dataset.json").write_text(described.replace("bright", "light"))
+    with pytest.raises(UsageError, match="trained on other cases or labels; give the DATA and --split of then"):
+        run(balls, tmp_path / "run", config, None, resume=True)
+    (balls / "dataset.json").write_text(described)
+    for part in (balls / "imagesTr" / "case0_0000.nii.gz", balls / "labelsTr" / "case0.nii.gz"):
+        part.rename(part.with_name(part.name.replace("case0", "other0")))
+    with pytest.raises(UsageError, match="trained on other cases or labels"):
+        run(balls, tmp_path / "run", config, None, resume=True)
+
+
 def test_erm_needs_no_encoder(balls: Path, encoder: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, method="erm")
     assert len(run(balls, tmp_path / "run", config, None)) == 6
@@ -145,6 +159,18 @@ def test_training_on_a_cpu_convolves_before_it_upsamples(
     assert joined
 
 
+def test_pretraining_saves_no_state_of_nan(balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2)
+
+    def descend(model: torch.nn.Module, *rest: object) -> torch.Tensor:
+        return torch.tensor(float("nan") if rest[3] >= 2 else 1.0)
+
+    monkeypatch.setattr("dropgen_rt.train.pretrain._descend", descend)
+    with pytest.raises(DropgenError, match="step 4: the loss is nan"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
+    assert checkpoint.load(tmp_path / "encoder.state.pt", "dropgen-rt pretraining 1")["step"] == 2
+
+
 def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_path: Path, monkeypatch) -> None:
     config = PretrainConfig(3, 4, 16, save_every=1)
     pretrain(balls / "labelsTr", tmp_path / "unbroken.pt", config, lambda line: None, "cpu")
@@ -160,6 +186,9 @@ def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_pa
         checkpoint.load_encoder(tmp_path / f"{name}.pt").state_dict() for name in ("unbroken", "broken")
     )
     assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+    (tmp_path / "broken.pt").unlink()  # stopped between the last state and the encoder
+    pretrain(balls / "labelsTr", tmp_path / "broken.pt", config, lambda line: None, "cpu", resume=True)
+    assert (tmp_path / "broken.pt").is_file()
 
 
 @pytest.mark.parametrize("options", [{"edge": 20}, {"steps": 0}, {"batch": 0}])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.curves import draw_curves
 from dropgen_rt.train.report import TrainingReport, read_metrics
 
 
@@ -25,3 +26,9 @@ def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:
             report({"step": step, "loss": 0.7})
     (row,) = read_metrics(tmp_path)
     assert float(row["seconds"]) < 300 and row["loss"] == "0.7000"
+
+
+def test_curves_of_a_run_without_any_dice_are_drawn(tmp_path: Path) -> None:
+    """A label that no validation case has, and that is not found, has none."""
+    draw_curves([{"step": "1", "loss": "1.0", "dice": "nan"}], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").is_file()

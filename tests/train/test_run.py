@@ -49,6 +49,15 @@ def test_scans_of_one_patient_are_told(balls: Path, tmp_path: Path, capsys: pyte
     assert told in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize("levels", [3, 5, 6])
+def test_a_presets_window_fits_other_levels(balls: Path, tmp_path: Path, levels: int) -> None:
+    config = configure(
+        balls, tmp_path / "run", preset="tiny", file=None, options={"levels": levels}, assignments=[], split=None,
+        cache=tmp_path / "cache", workers=1, console=Console(True),
+    )  # fmt: skip
+    assert all(edge % 2**levels == 0 for edge in config.window)
+
+
 @pytest.mark.parametrize(("norm", "smallest"), [("batch", 32), ("instance", 64)])
 def test_suggested_windows_suit_the_norms(balls: Path, tmp_path: Path, norm: str, smallest: int) -> None:
     """Five levels, scans of 24 x 22 x 20: one voxel at the bottleneck is too few for an instance norm."""

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
+import torch
 
-from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError, UsageError
+from dropgen_rt.train.config import AugmentConfig, TrainConfig
 from dropgen_rt.train.dataset import read_dataset
-from dropgen_rt.train.samples import SyntheticSampler, passes_of_an_average
-from dropgen_rt.train.synthesis import RandomSource
+from dropgen_rt.train.prepare import Prepared
+from dropgen_rt.train.samples import ScanSampler, SyntheticSampler, passes_of_an_average
+from dropgen_rt.train.synthesis import RandomSource, index_labels
 
 DRAWS = 16
 # A crop's edge in voxels, of a map of 96: a ball in the map's corner is out of most crops that may lie anywhere.
@@ -59,6 +62,84 @@ def test_averages_are_as_many_as_asked_and_soft(heads: Path) -> None:
     sharp, soft = (np.mean([edges(made(heads, line), seed) for seed in range(DRAWS)])
                    for line in ("", "average = 1.0\n"))  # fmt: skip
     assert soft < 0.7 * sharp
+
+
+@pytest.mark.parametrize(("line", "sides"), [("", {0}), ("mirror = true\n", {0, 1})])
+def test_sides_are_kept_unless_maps_may_be_mirrored(heads: Path, line: str, sides: set[int]) -> None:
+    """Label 1 lies beside label 2, at smaller x, in every map."""
+    halves = np.zeros((MAP, MAP, MAP), np.uint8)
+    halves[..., MAP // 2 - 8 : MAP // 2 - 2], halves[..., MAP // 2 + 2 : MAP // 2 + 8] = 1, 2
+    for path in (heads / "labelsTr").iterdir():
+        sitk.WriteImage(sitk.GetImageFromArray(halves), str(path))
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "one": 1, "two": 2}}
+    (heads / "dataset.json").write_text(json.dumps(description))
+    sampler, found = made(heads, line), set()
+    for step in range(DRAWS):
+        _, target = sampler.draw(RandomSource.seeded(1, step))
+        one, two = (torch.nonzero(target == value)[:, 2].float() for value in (1, 2))
+        if len(one) and len(two):
+            found.add(int(one.mean() > two.mean()))
+    assert found == sides
+
+
+def test_a_small_label_is_found_between_the_lattice(heads: Path) -> None:
+    small = np.zeros((MAP, MAP, MAP), np.uint8)
+    small[5:8, 5:8, 5:8] = 2
+    for path in (heads / "labelsTr").iterdir():
+        sitk.WriteImage(sitk.GetImageFromArray(small), str(path))
+    assert all(len(head.centres) == 1 for head in made(heads, "").heads)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": (16, 32, 32)}, "window 16 x 32 x 32: images are synthesised in cubes"),
+        ({"window": (16, 16, 16), "spacing_mm": (1.0, 1.0, 4.0)}, "spacing 1 x 1 x 4 mm: images are synthesised"),
+    ],
+)
+def test_what_is_no_cube_is_refused(heads: Path, options: dict, message: str) -> None:
+    made(heads, "")
+    dataset = read_dataset(heads)
+    with pytest.raises(UsageError, match=message):
+        SyntheticSampler(dataset.training, dataset, TrainConfig(**options))
+
+
+def test_maps_of_unlike_voxels_and_empty_ones_are_refused(heads: Path) -> None:
+    image = sitk.ReadImage(str(heads / "labelsTr" / "a.nii.gz"))
+    image.SetSpacing((1.0, 1.0, 4.0))
+    sitk.WriteImage(image, str(heads / "labelsTr" / "a.nii.gz"))
+    with pytest.raises(UsageError, match=r"a\.nii\.gz: voxels of 1 x 1 x 4 mm: images are synthesised in cubes"):
+        made(heads, "")
+    empty = sitk.GetImageFromArray(np.zeros((MAP, MAP, MAP), np.uint8))
+    sitk.WriteImage(empty, str(heads / "labelsTr" / "a.nii.gz"))
+    with pytest.raises(UnsuitableInputError, match=r"a\.nii\.gz: no voxel of any label"):
+        made(heads, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("mirrored = true\n", "'mirrored' is none of tissues"),
+        ("anywhere = 2\n", "anywhere 2: accepted is a share"),
+        ('outside = ["bone"]\n', "'bone' is none of ball"),
+        ("strip = -1\n", "strip -1: accepted is a share"),
+        ("severity = 1\n", "Cannot overwrite a value"),
+    ],
+)
+def test_a_synthesis_file_says_what_is_wrong(heads: Path, line: str, message: str) -> None:
+    with pytest.raises(UnreadableInputError, match=message):
+        made(heads, line)
+
+
+def test_more_labels_than_a_byte_holds_stay_apart() -> None:
+    labels = np.full((4, 4, 4), 300, np.uint16)
+    case = Prepared("many", np.zeros((1, 4, 4, 4), np.float32), labels, np.zeros((0, 4), np.int32))
+    plain = AugmentConfig(probability=0.0)
+    config = TrainConfig(window=(16, 16, 16), augment=plain)
+    _, target = ScanSampler([case], config).draw(RandomSource.seeded(0))
+    assert target.max() == 300
+    index, values = index_labels(np.arange(300).reshape(10, 10, 3))
+    assert np.array_equal(values[index.numpy()], np.arange(300).reshape(10, 10, 3))
 
 
 def edges(sampler: SyntheticSampler, seed: int) -> float:
