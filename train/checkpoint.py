@@ -48,8 +48,12 @@ def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any], *, half:
 def load_encoder(path: Path) -> UNet:
     """An encoder in evaluation mode. Raises MissingModelError or ModelError."""
     content = load(path, ENCODER_FORMAT)
-    encoder = UNet(UNetConfig(**content["config"]))
-    encoder.load_state_dict(
-        {key: value.float() if value.is_floating_point() else value for key, value in content["state"].items()}
-    )
+    try:
+        encoder = UNet(UNetConfig(**content["config"]))
+        encoder.load_state_dict(
+            {key: value.float() if value.is_floating_point() else value for key, value in content["state"].items()}
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["?"])[0]
+        raise ModelError(f"{path}: its network cannot be rebuilt ({reason}); add the encoder again") from error
     return encoder.eval()

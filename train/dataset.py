@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_table, read_source_rule
-from dropgen_rt.errors import MissingInputError, UnsuitableInputError
+from dropgen_rt.errors import MissingInputError, UnreadableInputError, UnsuitableInputError
 from dropgen_rt.manifest import Intensity, Label, SourceRule
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.layout import Case, find_in_folders, find_in_table
@@ -78,7 +78,7 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
     table = read_label_table(folder / "dataset.json")
     synthesis_file = folder / "synthesis.toml"
     synthesis = SynthesisConfig.read(synthesis_file) if synthesis_file.is_file() else None
-    channels = tuple((data.get("channel_names") or data.get("modality") or {"0": "image"}).values())
+    channels = _channels(folder / "dataset.json", data)
     find = find_in_table if split is not None else find_in_folders
     found = find(split or folder, len(channels), synthesis is not None)
     training, validation = tuple(found.training), tuple(found.validation)
@@ -89,7 +89,7 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
             f"{split or folder}: fewer than {VALIDATION_SHARE} cases to train on and none to validate; add cases"
         )
     notice = data.get("licence", data.get("license", ""))
-    name = data.get("name", folder.name)
+    name = str(data.get("name") or folder.name)
     return Dataset(
         name,
         table,
@@ -102,6 +102,16 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
         tuple(found.faults),
         read_source_rule(folder / "dataset.json"),
     )
+
+
+def _channels(path: Path, data: dict) -> tuple[str, ...]:
+    """The names of the channels, in the order of their numbers. Raises UnreadableInputError."""
+    names = data.get("channel_names") or data.get("modality") or {"0": "image"}
+    if not isinstance(names, dict) or not all(
+        str(key).isdigit() and isinstance(name, str) and name for key, name in names.items()
+    ):
+        raise UnreadableInputError(f'{path}: "channel_names" (or "modality") is not {{"0": "MRI", …}}, number: name')
+    return tuple(names[key] for key in sorted(names, key=int))
 
 
 def grid_of(dataset: Dataset, config: TrainConfig, intensity: Intensity) -> Grid:

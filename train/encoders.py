@@ -1,6 +1,7 @@
 """Encoders by name: the one in the package, those installed in the user's data folder, and those on the hub."""
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -99,7 +100,11 @@ def describe() -> Iterator[str]:
     """A line for each encoder at hand and each that could be fetched."""
     at_hand = installed()
     for name, path in at_hand.items():
-        encoder = load_encoder(path)
+        try:
+            encoder = load_encoder(path)
+        except ModelError as error:
+            yield f"{name}: {error}"
+            continue
         million = sum(p.numel() for p in encoder.parameters()) / 1e6
         mark = ", the default" if path == packaged(DEFAULT_ENCODER) else ""
         yield (
@@ -181,7 +186,7 @@ def _download(name: str, published: Published, to: Path) -> None:
         with urllib.request.urlopen(published.url, timeout=60) as answer, to.open("wb") as file:  # noqa: S310
             while block := answer.read(BLOCK):
                 file.write(block)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
         raise ResourceError(
             f"cannot reach {published.url} ({getattr(error, 'reason', error)}); on a machine with internet download "
             f"that file, copy it here, and run: dropgen-rt encoders add {published.file} --name {name}"

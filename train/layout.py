@@ -1,6 +1,7 @@
 """Which files make a case: the nnU-Net / Decathlon folders, or a table of image, label and split."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,7 @@ def find_in_table(table: Path, channels: int, synthetic: bool) -> Found:
     if not rows or not set(COLUMNS) <= set(rows[0]):
         raise UnreadableInputError(f"{table}: a CSV with the columns {', '.join(COLUMNS)} and at least one row, please")
     found, labels = Found(), set[Path]()
+    stems = Counter(Path((row["label"] or "").strip()).name for row in rows)
     for number, row in enumerate(rows, 2):
         split = SPLIT_NAMES.get((row["split"] or "").strip().lower())
         label = table.parent / (row["label"] or "").strip()
@@ -130,7 +132,9 @@ def find_in_table(table: Path, channels: int, synthetic: bool) -> Found:
         labels.add(label)
         found.faults += [f"{table}, line {number}: {fault}" for fault in wrong]
         if not wrong and split:
-            found.of(split).append(Case(stem(label), () if synthetic else images, label))
+            # Of p01/seg.nii.gz and p02/seg.nii.gz the folder tells who it is.
+            name = stem(label) if stems[label.name] == 1 else f"{label.parent.name}_{stem(label)}"
+            found.of(split).append(Case(name, () if synthetic else images, label))
     return found
 
 

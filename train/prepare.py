@@ -173,7 +173,12 @@ def _paths(cache: Path, key: str) -> list[Path]:
 
 
 def _is_there(cache: Path, key: str) -> bool:
-    return all(path.is_file() for path in _paths(cache, key))
+    """Whether the cache holds the case whole; a file cut short, on a disk that was full, is made again."""
+    try:
+        load(cache, key, "")
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def _write(item: tuple[Case, str], grid: Grid, cache: Path) -> None:

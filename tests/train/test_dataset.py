@@ -188,6 +188,31 @@ def test_labels_that_would_be_learnt_otherwise_are_refused(balls: Path, labels: 
         read_dataset(balls)
 
 
+@pytest.mark.parametrize("names", ["CT", ["CT"], {"0": 7}, {"first": "MRI"}])
+def test_channel_names_that_are_none_are_named(balls: Path, names: object) -> None:
+    describe(balls, channel_names=names)
+    with pytest.raises(InputError, match=r'"channel_names" .* is not'):
+        read_dataset(balls)
+
+
+def test_channels_follow_their_numbers(balls: Path) -> None:
+    describe(balls, channel_names={"1": "T2", "0": "T1"})
+    assert read_dataset(balls).channels == ("T1", "T2")
+
+
+def test_a_folder_per_patient_names_the_cases(balls: Path, tmp_path: Path) -> None:
+    rows = ["image,label,split"]
+    for index in range(4):
+        patient = tmp_path / f"p{index}"
+        patient.mkdir()
+        shutil.copy(balls / "imagesTr" / f"case{index}_0000.nii.gz", patient / "scan.nii.gz")
+        shutil.copy(balls / "labelsTr" / f"case{index}.nii.gz", patient / "seg.nii.gz")
+        rows.append(f"{patient.name}/scan.nii.gz,{patient.name}/seg.nii.gz,{'val' if index else 'train'}")
+    (tmp_path / "split.csv").write_text("\n".join(rows))
+    dataset = accepted(balls, tmp_path / "split.csv")
+    assert [case.name for case in dataset.validation] == ["p1_seg", "p2_seg", "p3_seg"]
+
+
 def test_a_byte_order_mark_does_not_matter(balls: Path) -> None:
     path = balls / "dataset.json"
     path.write_text(path.read_text(), encoding="utf-8-sig")

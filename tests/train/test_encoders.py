@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from dropgen_rt.cli import main
 from dropgen_rt.errors import MissingModelError, ModelError, UsageError
-from dropgen_rt.train import encoders
+from dropgen_rt.train import checkpoint, encoders
 from dropgen_rt.train.checkpoint import load_encoder
 from dropgen_rt.train.network import ANATOMIX, UNet
 
@@ -54,6 +54,16 @@ def command(*arguments: object):
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_encoder_that_is_none_does_not_hide_the_others() -> None:
+    encoders.folder().mkdir(parents=True)
+    checkpoint.save(encoders.folder() / "odd.pt", {"config": {"depth": 3}, "state": {}}, checkpoint.ENCODER_FORMAT)
+    (encoders.folder() / "junk.pt").write_bytes(b"junk")
+    lines = command("list").stdout.splitlines()
+    assert any(line.startswith("stable: ") and "the default" in line for line in lines)
+    assert any("odd.pt: its network cannot be rebuilt" in line for line in lines)
+    assert any("junk.pt: not a checkpoint" in line for line in lines)
 
 
 def test_published_weights_load_strictly_and_keep_every_bit(published: Path) -> None:

@@ -71,6 +71,19 @@ def test_a_stopped_preparation_goes_on(balls: Path, tmp_path: Path) -> None:
     assert done == []
 
 
+@pytest.mark.parametrize("left", [0, 100, 400])
+def test_a_cached_file_that_was_cut_short_is_made_again(balls: Path, tmp_path: Path, left: int) -> None:
+    dataset = read_dataset(balls)
+    cases, grid = dataset.training[:1], grid_of(dataset, TrainConfig(window=(16, 16, 16)), Intensity())
+    findings = survey(cases, dataset.table, None)
+    (before,) = prepare(cases, findings, grid, tmp_path, 1)
+    expected = np.array(before.image)
+    (file,) = tmp_path.glob("*.image.npy")
+    file.write_bytes(file.read_bytes()[:left])
+    (again,) = prepare(cases, findings, grid, tmp_path, 1)
+    assert np.array_equal(again.image, expected)
+
+
 def test_settings_and_content_name_a_case(balls: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     prepared(balls, cache)
