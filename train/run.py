@@ -14,7 +14,7 @@ from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told
 from dropgen_rt.train.prepare import default_cache, made_folder
 from dropgen_rt.train.segmentors import SWIN_STRIDE
-from dropgen_rt.train.survey import refuse_faults, survey
+from dropgen_rt.train.survey import Finding, refuse_faults, survey
 from dropgen_rt.words import by
 
 # The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
@@ -87,7 +87,31 @@ def fingerprint(data: Path, dataset: Dataset, cache: Path | None, workers: int |
     with console.progress("checking files", "cases") as progress:
         findings = survey(dataset.cases, dataset.table, made_folder(cache or default_cache()), workers, progress)
     refuse_faults(data, dataset.faults, findings, dataset.table)
+    for line in _warnings(dataset, findings):
+        console.line(f"warning: {line}")
     return Fingerprint.of(findings[: len(dataset.training)], dataset.channels)
+
+
+def _warnings(dataset: Dataset, findings: Sequence[Finding]) -> list[str]:
+    """What is no fault of a file, but of the whole: labels that cannot be learnt, images on two sides of the split."""
+    training = findings[: len(dataset.training)]
+    lines = [
+        f"label {label.name!r}: in no training case, so it cannot be learnt; divide the cases otherwise by --split CSV"
+        for place, label in enumerate(dataset.labels)
+        if not any(finding.voxels[place] for finding in training)
+    ]
+    sides = (dataset.training, dataset.validation, dataset.testing)
+    of = [side for side, cases in enumerate(sides) for _ in cases]
+    first: dict[tuple[str, ...], int] = {}
+    for index, finding in enumerate(findings):
+        images = finding.digests[:-1]  # the last is the label map's
+        earlier = first.setdefault(images, index)
+        if of[earlier] != of[index]:
+            lines.append(
+                f"{findings[earlier].case} and {finding.case} are one image on two sides of the split; remove one, or "
+                "scores tell nothing"
+            )
+    return lines
 
 
 def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

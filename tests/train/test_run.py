@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.console import Console
 from dropgen_rt.train.config import TrainConfig
@@ -47,6 +48,23 @@ def test_scans_of_one_patient_are_told(balls: Path, tmp_path: Path, capsys: pyte
     chosen(balls, tmp_path, [])
     told = "by their names, 6 cases of 3 patients; each is on one side of the split"
     assert told in capsys.readouterr().out.splitlines()
+
+
+def test_one_image_on_two_sides_and_a_label_that_no_training_case_has_are_told(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in (0, 1, 2, 3, 5):  # case4 validates
+        path = balls / "labelsTr" / f"case{index}.nii.gz"
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(image * sitk.Cast(image == 1, sitk.sitkUInt8), str(path))
+    images = balls / "imagesTr"
+    (images / "case4_0000.nii.gz").write_bytes((images / "case1_0000.nii.gz").read_bytes())
+    chosen(balls, tmp_path, [])
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert [line.split(";")[0] for line in told] == [
+        "warning: label 'bright': in no training case, so it cannot be learnt",
+        "warning: case1 and case4 are one image on two sides of the split",
+    ]
 
 
 @pytest.mark.parametrize("levels", [3, 5, 6])
