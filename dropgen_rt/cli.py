@@ -119,7 +119,9 @@ def pretrain_encoder(
 @click.argument("prediction", type=FILE)
 @click.argument("label", type=FILE)
 @click.option("--labels", type=FILE, help="A dataset.json: its source values are merged into its labels in LABEL.")
-@click.option("--tolerance-mm", type=float, default=1.0, show_default=True, help="Of the surface Dice.")
+@click.option(
+    "--tolerance-mm", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Of the surface Dice."
+)
 @click.option("-o", "--out", type=FILE, help="Write NAME.json and NAME.csv beside each other; give NAME.json.")
 def evaluate(prediction: Path, label: Path, labels: Path | None, tolerance_mm: float, out: Path | None) -> None:
     """Dice, HD95 and surface Dice per label of PREDICTION against LABEL: two label maps, or two folders of them."""

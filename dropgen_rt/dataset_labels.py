@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from dropgen_rt.errors import MissingInputError, ModelError, UnreadableInputError
 from dropgen_rt.manifest import Label, SourceRule
 
-# Distinguishable on grey images and for colour-blind eyes (after Paul Tol's "bright" and "muted" schemes).
+# Distinguishable on grey images, so none is grey, and for colour-blind eyes (after Paul Tol's "bright" and "muted").
 PALETTE = (
-    (68, 119, 170), (204, 187, 68), (238, 238, 238), (170, 51, 119), (238, 102, 119),
-    (34, 136, 51), (102, 204, 238), (238, 119, 51), (136, 204, 170), (187, 187, 187),
+    (68, 119, 170), (204, 187, 68), (34, 136, 51), (170, 51, 119), (238, 102, 119),
+    (102, 204, 238), (238, 119, 51), (136, 204, 170), (153, 153, 51), (136, 34, 85),
 )  # fmt: skip
 
 

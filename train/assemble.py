@@ -71,15 +71,22 @@ def trained_choices(path: Path) -> dict[str, Any]:
     return {"feature_scale": network.feature_scale} | norm
 
 
-def start_from(path: Path, network: DropGen) -> None:
-    """Take the weights of a checkpoint of a like network. Raises MissingModelError, ModelError, or UsageError for
-    another network's."""
+def start_from(path: Path, network: DropGen, encoder: str = "") -> None:
+    """Take the weights of a checkpoint of a like network, its encoder's too.
+
+    ``encoder`` is the one that was asked for by name. Raises MissingModelError, ModelError, or UsageError for another
+    network's, or another encoder's than that.
+    """
     trained, _ = load_network(path)  # rebuilt, because older checkpoints do not tell all
     if trained.description() | {"drop": 0} != network.description() | {"drop": 0}:
         raise UsageError(
             f"{path}: a network of another layout; give the same --method, --segmentor, --width, --levels, --norm, "
             "--feature-scale and labels"
         )
+    if encoder and network.encoder is not None and trained.encoder is not None:
+        chosen, its = network.encoder.state_dict(), trained.encoder.state_dict()
+        if not all(torch.equal(chosen[key].cpu(), its[key]) for key in its):
+            raise UsageError(f"{path}: was trained with another encoder than {encoder}; leave --encoder out to keep it")
     network.load_state_dict(trained.state_dict())
 
 

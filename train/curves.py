@@ -7,12 +7,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.manifest import Label
 
 DPI = 110
+# More names than these would leave no room for the pictures.
+MOST_NAMED = 15
 
 
 def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
@@ -34,20 +37,31 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
 
 
 def draw_examples(
-    examples: Sequence[tuple[str, NDArray, NDArray, NDArray]], labels: Sequence[Label], path: Path
+    examples: Sequence[tuple[str, NDArray, NDArray, NDArray]],
+    labels: Sequence[Label],
+    path: Path,
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> None:
-    """One row per (title, image (z, y, x), label, prediction): the slice with the most label, label, prediction."""
+    """One row per (title, image (z, y, x), label, prediction): the slice with the most label, label, prediction.
+
+    ``spacing_mm`` is (x, y, z); voxels are drawn in its proportions.
+    """
     figure = Figure(figsize=(9, 3 * len(examples)), layout="constrained")
     colours = ListedColormap([(0, 0, 0, 0), *(tuple(part / 255 for part in label.colour) for label in labels)])
     for row, (title, image, label, prediction) in enumerate(examples):
         plane = int(np.argmax((label > 0).sum((1, 2))))
         for column, (name, overlay) in enumerate((("image", None), ("label", label), ("prediction", prediction))):
             place = figure.add_subplot(len(examples), 3, 3 * row + column + 1)
-            place.imshow(image[plane], cmap="gray", vmin=0, vmax=1)
+            place.imshow(image[plane], cmap="gray", vmin=0, vmax=1, aspect=spacing_mm[1] / spacing_mm[0])
             if overlay is not None:
-                place.imshow(overlay[plane], cmap=colours, vmin=0, vmax=len(labels), alpha=0.6, interpolation="nearest")
+                place.imshow(
+                    overlay[plane], cmap=colours, vmin=0, vmax=len(labels), alpha=0.6, interpolation="nearest",
+                    aspect=spacing_mm[1] / spacing_mm[0],
+                )  # fmt: skip
             place.set_title(f"{title}: {name}" if column == 0 else name, fontsize=8)
             place.axis("off")
+    marks = [Patch(color=colours(label.value), label=label.name) for label in labels[:MOST_NAMED]]
+    figure.legend(handles=marks, loc="outside lower center", ncols=min(len(marks), 5), fontsize=8)
     save(figure, path)
 
 

@@ -47,6 +47,8 @@ Report = Callable[[dict[str, object]], None]
 Batch = tuple[Tensor, Tensor]
 # What a resumed run may change: none of it changes what the network is or which samples it sees.
 CHANGEABLE = frozenset({"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile"})
+# A scale of fp16's losses, halved at each gradient that is not finite: thirty in a row lead here from its first one.
+SMALLEST_SCALE = 1e-4
 # Processes that draw crops beside a GPU, at most: each holds PyTorch and MONAI once more.
 MOST_DRAWING = 12
 
@@ -96,7 +98,7 @@ def train(
         torch.manual_seed(config.seed)
         network = make_network(dataset, config, encoder)
         if init is not None:
-            start_from(init, network)
+            start_from(init, network, config.encoder)
         share_batch_norms(network, ranks)
         move_to(network, place)
         run = Run(network, dataset, config, made_folder(out), ranks, place)
@@ -145,16 +147,19 @@ class Run:
         changed = _changed(content["config"], self.config.summary())
         if changed:
             raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
-        labels = [label["name"] for label in content["labels"]]
-        if content.get("cases", self._cases()) != self._cases() or labels != [it.name for it in self.dataset.labels]:
+        before = [label["name"] for label in content["labels"]], len(content["dataset"]["channels"])
+        now = [label.name for label in self.dataset.labels], len(self.dataset.channels)
+        if content.get("cases", self._cases()) != self._cases() or before != now:
             raise UsageError(
-                f"{path}: was trained on other cases or labels; give the DATA and --split of then, or another --out"
+                f"{path}: was trained on other cases, labels or channels; give the DATA and --split of then, or "
+                "another --out"
             )
         self.network.load_state_dict(content["state"])
         self.optimiser.load_state_dict(content["optimiser"])
         for group in self.optimiser.param_groups:
             group["weight_decay"] = self.config.weight_decay
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # empty where the run was not in fp16
+            self.scaler.load_state_dict(content["scaler"])
         self.step, self.best = int(content["progress"]["step"]), float(content["best"])
 
     def go(
@@ -200,6 +205,8 @@ class Run:
             raise self._unsound(f"the gradient's norm is {norm.item()}")
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise self._unsound("no gradient was finite in fp16, however small the loss was made")
         return loss.item()
 
     def _unsound(self, what: str) -> DropgenError:

@@ -96,7 +96,7 @@ def _score(
             progress(done, len(prepared))
     write_scores(out / f"{name}.json", out / "best.pt", Path(dataset.name), scores, TOLERANCE_MM)
     if name == "validation":
-        draw_examples(_examples(prepared, found, scores), dataset.labels, out / "examples.png")
+        draw_examples(_examples(prepared, found, scores), dataset.labels, out / "examples.png", config.spacing_mm)
     means = {label.name: [s for s in scores if s.value == label.value] for label in dataset.labels}
     return {
         "cases": len(prepared),

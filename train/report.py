@@ -1,5 +1,6 @@
 """What a training run shows: a bar or plain lines, and in the run folder metrics.csv, TensorBoard events and curves."""
 
+import contextlib
 import csv
 import sys
 import time
@@ -10,9 +11,11 @@ from typing import Any
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
-from dropgen_rt.atomic import output_error
+from dropgen_rt.atomic import atomic_path, output_error
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.curves import draw_curves
 from dropgen_rt.train.prepare import made_folder
@@ -30,7 +33,8 @@ class TrainingReport:
     def __init__(self, out: Path, config: TrainConfig, resume: bool, speaks: bool = True) -> None:
         self._out, self._config, self._speaks = made_folder(out), config, speaks
         self._start, self._losses = time.perf_counter(), deque[float](maxlen=LINE_EVERY)
-        self._moments = deque[float]([self._start], maxlen=LINE_EVERY + 1)
+        # When the last steps ended, as if no validation had lain between them.
+        self._moments = deque[float](maxlen=LINE_EVERY + 1)
         self._dice: float | None = None
         self._bar = None
         self.rows: list[dict[str, str]] = []
@@ -39,7 +43,8 @@ class TrainingReport:
             return
         if resume:
             self.rows = read_metrics(out)
-        self._events = SummaryWriter(str(out / "events"))
+        # Not SummaryWriter: its thread dies of a full disk, and the training then waits for it for ever.
+        self._events = EventsWriter(str(made_folder(out / "events") / "events"))
         if sys.stdout.isatty():
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self._bar = Progress(*columns)
@@ -49,6 +54,8 @@ class TrainingReport:
         if not self._speaks:
             return
         self._losses.append(row["loss"])
+        if "validation_s" in row:
+            self._moments = deque((m + row["validation_s"] for m in self._moments), self._moments.maxlen)
         self._moments.append(time.perf_counter())
         self._dice = row.get("dice", self._dice)
         if row["step"] % LINE_EVERY and "dice" not in row:
@@ -73,8 +80,9 @@ class TrainingReport:
 
     @property
     def _rate(self) -> float:
-        """Samples per second over the last steps."""
-        return self._config.batch * (len(self._moments) - 1) / max(self._moments[-1] - self._moments[0], 1e-9)
+        """Samples per second over the last steps; of the first step alone it counts from the beginning."""
+        steps, since = (len(self._moments) - 1, self._moments[0]) if len(self._moments) > 1 else (1, self._start)
+        return self._config.batch * steps / max(self._moments[-1] - since, 1e-9)
 
     def _text(self) -> str:
         dice = f", Dice {self._dice:.3f}" if self._dice is not None else ""
@@ -95,18 +103,23 @@ class TrainingReport:
             "loss": f"{self._loss:.4f}", "dice": f"{row['dice']:.4f}" if "dice" in row else "",
         }  # fmt: skip
         self.rows.append(line)
-        with (self._out / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        with (
+            atomic_path(self._out / "metrics.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
             table.writerows(self.rows)
-        self._events.add_scalar("loss", self._loss, row["step"])
-        self._events.add_scalar("samples_per_s", self._rate, row["step"])
+        scalars = {"loss": self._loss, "samples_per_s": self._rate}
         if "dice" in row:
-            self._events.add_scalar("dice", row["dice"], row["step"])
-            for index, dice in enumerate(row.get("dice_per_label", ()), 1):
-                self._events.add_scalar(f"dice/label_{index}", dice, row["step"])
-            self._events.flush()
+            scalars["dice"] = row["dice"]
+            scalars |= {f"dice/label_{index}": dice for index, dice in enumerate(row.get("dice_per_label", ()), 1)}
             draw_curves(self.rows, self._out / "curves.png")
+        for name, value in scalars.items():
+            self._events.write_event(
+                Event(wall_time=time.time(), step=row["step"], summary=summary.scalar(name, value))
+            )
+        self._events.flush()
 
     def __enter__(self) -> "TrainingReport":
         if self._bar is not None:
@@ -119,14 +132,15 @@ class TrainingReport:
         if self._bar is not None:
             self._bar.stop()
         if self._speaks:
-            self._events.close()
+            with contextlib.suppress(OSError):  # a full disk was told of when the last row was written
+                self._events.close()
 
 
 def read_metrics(out: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv; none where there is no such file of these columns."""
+    """The rows of a run's metrics.csv but for those cut short; none where there is no such file of these columns."""
     path = out / "metrics.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return rows if rows and set(rows[0]) == set(COLUMNS) else []
+    return [row for row in rows if set(row) == set(COLUMNS) and row["dice"] is not None and row["step"].isdigit()]

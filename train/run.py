@@ -48,7 +48,8 @@ def configure(
     given: list[Mapping[str, Any]] = [options, parse_assignments(assignments)]
     if file is not None:
         given.insert(0, read_toml(file))
-    below = preset_for(preset, given, None if init is None or resume else trained_choices(init))
+    goes_on = resume and (out / "last.pt").is_file()
+    below = preset_for(preset, given, None if init is None or goes_on else trained_choices(init))
     if resume and (out / "config.toml").is_file():
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)

@@ -12,6 +12,7 @@ from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_dataset
 from dropgen_rt.train.loop import Drawing, load_network, train
+from dropgen_rt.train.network import UNet, UNetConfig
 from dropgen_rt.train.parallel import ahead
 from dropgen_rt.train.prepare import in_memory
 from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
@@ -84,13 +85,42 @@ def test_resume_with_other_cases_or_labels_is_refused(balls: Path, tmp_path: Pat
     run(balls, tmp_path / "run", config, None)
     described = (balls / "dataset.json").read_text()
     (balls / "dataset.json").write_text(described.replace("bright", "light"))
-    with pytest.raises(UsageError, match="trained on other cases or labels; give the DATA and --split of then"):
+    with pytest.raises(UsageError, match="trained on other cases, labels or channels; give the DATA"):
+        run(balls, tmp_path / "run", config, None, resume=True)
+    (balls / "dataset.json").write_text(described.replace('"0": "MRI"', '"0": "T1", "1": "T2"'))
+    with pytest.raises(UsageError, match="trained on other cases, labels or channels"):
         run(balls, tmp_path / "run", config, None, resume=True)
     (balls / "dataset.json").write_text(described)
     for part in (balls / "imagesTr" / "case0_0000.nii.gz", balls / "labelsTr" / "case0.nii.gz"):
         part.rename(part.with_name(part.name.replace("case0", "other0")))
-    with pytest.raises(UsageError, match="trained on other cases or labels"):
+    with pytest.raises(UsageError, match="trained on other cases"):
         run(balls, tmp_path / "run", config, None, resume=True)
+
+
+def test_precision_may_change_to_fp16_on_resume(balls: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, method="erm")
+    run(balls, tmp_path / "run", config, None)
+    assert run(balls, tmp_path / "run", replace(config, precision="fp16"), None, resume=True) == []
+
+
+def test_fp16_without_any_finite_gradient_stops(balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss_without_slope(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (logits.sum() * 0).sqrt()  # 0, and its gradient infinity times 0
+
+    monkeypatch.setattr("dropgen_rt.train.loop.make_loss", lambda kind: loss_without_slope)
+    config = replace(CONFIG, method="erm", precision="fp16", steps=60, batch=1, validate_every=60)
+    with pytest.raises(DropgenError, match="no gradient was finite in fp16"):
+        run(balls, tmp_path / "run", config, None)
+
+
+def test_another_encoder_than_the_checkpoints_is_refused(balls: Path, encoder: Path, tmp_path: Path) -> None:
+    run(balls, tmp_path / "run", CONFIG, encoder)
+    torch.manual_seed(1)
+    other = tmp_path / "other.pt"
+    checkpoint.save_encoder(other, UNet(UNetConfig(out_channels=4, width=4, levels=2, padding_mode="zeros")), {})
+    best, config = tmp_path / "run" / "best.pt", replace(CONFIG, encoder=str(other))
+    with pytest.raises(UsageError, match=r"another encoder than .*leave --encoder out to keep it"):
+        train(balls, tmp_path / "next", config, other, False, lambda row: None, init=best)
 
 
 def test_erm_needs_no_encoder(balls: Path, encoder: Path, tmp_path: Path) -> None:

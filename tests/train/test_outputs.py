@@ -96,7 +96,8 @@ def test_a_start_from_weights_scales_features_as_they_do(balls: Path, encoder: P
     for name, given, known in (("as_it_is", [], tiny), ("other", ["--feature-scale", 1, "--norm", "instance"], other)):
         first, second = tmp_path / name / "a", tmp_path / name / "b"
         assert command("train", balls, "--out", first, *given, *short).exit_code == 0
-        again = command("train", balls, "--out", second, "--init", first / "last.pt", *short)
+        start = ["--resume"] if name == "other" else []  # as queued jobs say it, whether there is a run yet or not
+        again = command("train", balls, "--out", second, "--init", first / "last.pt", *short, *start)
         assert again.exit_code == 0, again.output
         config = build_config(read_toml(second / "config.toml"))
         assert (config.feature_scale, config.norm, config.image_first, config.settle) == (*known, 0.0, 0.0)
