@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def read_scan(path: str | Path) -> Scan:
     return Scan(
         volume=Volume(_voxels(path, stored)[None], geometry),
         path=path,
-        sha256=_sha256(path, header),
+        sha256=sha256_of((path, header.payload.path)),
         voxel_type=header.payload.voxel.newbyteorder("=").name,
         warnings=header.warnings + disagreement(header.affines, geometry),
     )
@@ -291,9 +291,10 @@ def _voxels(path: Path, stored: np.ndarray) -> np.ndarray:
     return array
 
 
-def _sha256(path: Path, header: RawHeader) -> str:
+def sha256_of(files: Iterable[Path]) -> str:
+    """Of the content of files one after another, each once: of a scan's header and the file of its voxels."""
     digest = hashlib.sha256()
-    for source in dict.fromkeys((path, header.payload.path)):
+    for source in dict.fromkeys(files):
         with source.open("rb") as file:
             while block := file.read(2**20):
                 digest.update(block)

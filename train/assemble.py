@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from dropgen_rt.console import Console
-from dropgen_rt.errors import ModelError, UsageError
+from dropgen_rt.errors import UsageError
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, grid_of
@@ -93,12 +93,9 @@ def start_from(path: Path, network: DropGen, encoder: str = "") -> None:
 def load_network(path: Path) -> tuple[DropGen, dict]:
     """The trained network in evaluation mode and the checkpoint's other content. Raises ModelError."""
     content = checkpoint.load(path)
-    try:
+    with checkpoint.rebuilding(path, "train again"):
         network = rebuild(content["network"])
         network.load_state_dict(content["state"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or ["?"])[0]
-        raise ModelError(f"{path}: its network cannot be rebuilt ({reason}); train again") from error
     return network.eval(), content
 
 

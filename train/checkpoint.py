@@ -1,6 +1,8 @@
 """Checkpoints: plain values and tensors only, so that ``weights_only=True`` always suffices to load them."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,19 @@ def save_encoder(path: Path, encoder: UNet, provenance: dict[str, Any], *, half:
 def load_encoder(path: Path) -> UNet:
     """An encoder in evaluation mode. Raises MissingModelError or ModelError."""
     content = load(path, ENCODER_FORMAT)
-    try:
+    with rebuilding(path, "add the encoder again"):
         encoder = UNet(UNetConfig(**content["config"]))
         encoder.load_state_dict(
             {key: value.float() if value.is_floating_point() else value for key, value in content["state"].items()}
         )
+    return encoder.eval()
+
+
+@contextmanager
+def rebuilding(path: Path, advice: str) -> Iterator[None]:
+    """Raises ModelError, with ``advice``, where a network is made of what the checkpoint ``path`` holds and is none."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
-        raise ModelError(f"{path}: its network cannot be rebuilt ({reason}); add the encoder again") from error
-    return encoder.eval()
+        raise ModelError(f"{path}: its network cannot be rebuilt ({reason}); {advice}") from error

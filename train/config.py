@@ -108,15 +108,15 @@ class TrainConfig:
         if self.subjects < 0:
             raise UsageError(f"subjects {self.subjects}: accepted are 0 (all) and up")
         self._check_descent()
-        if not all(0 < mm < math.inf for mm in self.spacing_mm):
+        if len(self.window) != 3:
+            raise UsageError(f"window {self.window}: accepted are three voxel counts")
+        if len(self.spacing_mm) != 3 or not all(0 < mm < math.inf for mm in self.spacing_mm):
             raise UsageError(f"spacing_mm {self.spacing_mm}: accepted are three lengths above 0")
         stride = 2**self.levels
         if any(edge % stride or edge < 1 for edge in self.window):
             raise UsageError(f"window {self.window}: with this segmentor, edges are multiples of {stride}")
-        if self.augment.quarter_turns and (self.window[1:], self.spacing_mm[:2]) != (
-            self.window[:0:-1],
-            self.spacing_mm[1::-1],
-        ):
+        square = self.window[1] == self.window[2] and self.spacing_mm[0] == self.spacing_mm[1]
+        if self.augment.quarter_turns and not square:
             raise UsageError(
                 f"augment.quarter_turns with window {self.window} and spacing_mm {self.spacing_mm}: turned crops must "
                 "fit, so x and y are to be equal; give --window Z Y X and --spacing-mm X Y Z, or leave the turns off"

@@ -217,12 +217,11 @@ def pretrain(
         last = step + 1 == config.steps
         saves = (step + 1) % config.save_every == 0 or last
         if (step + 1) % REPORT_EVERY == 0 or saves:
-            # Of the steps since the last line too: a state of NaN must not be saved over a sound one.
-            mean = torch.stack(losses[-max(REPORT_EVERY, config.save_every) :]).mean().item()
+            # A state of NaN must not be saved over a sound one.
+            mean = torch.stack(losses[-REPORT_EVERY:]).mean().item()
             if not np.isfinite(mean):
                 raise DropgenError(f"step {step + 1}: the loss is {mean}; {state} is the last sound state")
         if (step + 1) % REPORT_EVERY == 0 or last:
-            mean = torch.stack(losses[-REPORT_EVERY:]).mean().item()
             report(f"step {step + 1} of {config.steps}: loss {mean:.3f}")
         if saves:
             content = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]

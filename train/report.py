@@ -65,7 +65,8 @@ class TrainingReport:
         try:
             self._keep(row)
         except OSError as error:
-            raise output_error(self._out / "metrics.csv", error) from error
+            # What is written whole or not at all, metrics.csv and curves.png, tells of itself.
+            raise output_error(self._out / "events", error) from error
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], description=self._text())
         else:

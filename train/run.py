@@ -19,6 +19,7 @@ from dropgen_rt.words import by
 
 # The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
 ENCODER_STRIDE, SMALLEST_EDGE = 16, 32
+# Halved eight times an edge is 256 voxels and more, past any window; the number must not be let grow unchecked.
 MOST_LEVELS = 8
 
 

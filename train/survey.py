@@ -22,7 +22,7 @@ from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import files_of
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.parallel import each
-from dropgen_rt.volume import Scan, read_label_map, read_scan
+from dropgen_rt.volume import Scan, read_label_map, read_scan, sha256_of
 
 FORMAT = "dropgen-rt survey 1"
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -108,7 +108,7 @@ def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.nda
     return Finding(
         case.name,
         (),
-        (*(scan.sha256 for scan in scans), _digest(case.label)),
+        (*(scan.sha256 for scan in scans), sha256_of(files_of(case.label))),
         oriented.size,
         oriented.spacing_mm,
         tuple(percentiles),
@@ -116,14 +116,6 @@ def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.nda
         all(np.array_equal(scan.volume.array, np.rint(scan.volume.array)) for scan in scans),
         tuple(map(int, voxels)),
     )
-
-
-def _digest(path: Path) -> str:
-    """Of a file and, where it is a header alone, of the file that holds its voxels."""
-    digest = hashlib.sha256()
-    for part in files_of(path):
-        digest.update(part.read_bytes())
-    return digest.hexdigest()
 
 
 def survey(

@@ -98,7 +98,8 @@ class SynthesisConfig:
         for name, share in (("strip", self.strip), ("anywhere", self.anywhere), ("average", self.average)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} {share}: accepted is a share from 0 to 1")
-        for name, size in (("severity", self.severity), ("mean_jitter", self.mean_jitter)):
+        sizes = ("severity", self.severity), ("mean_jitter", self.mean_jitter), ("outside_jitter", self.outside_jitter)
+        for name, size in sizes:
             if not 0 <= size < float("inf"):
                 raise UsageError(f"{name} {size}: accepted is a number from 0 up")
         without = sorted(set(self.contrasts) - set(self.means) - {"random"})

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
+import torch
 from torch import Tensor
 
 from dropgen_rt.store import HOME_VARIABLE
@@ -51,10 +52,22 @@ def balls(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> Path:
-    """An encoder file with random weights."""
-    path = tmp_path / "encoder.pt"
-    checkpoint.save_encoder(path, UNet(UNetConfig(out_channels=4, width=4, levels=2, padding_mode="zeros")), {})
+    """An encoder file with random weights, the same whatever ran before."""
+    return write_encoder(tmp_path / "encoder.pt", 0)
+
+
+def write_encoder(path: Path, seed: int) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet(UNetConfig(out_channels=4, width=4, levels=2, padding_mode="zeros"))
+    checkpoint.save_encoder(path, network, {})
     return path
+
+
+@pytest.fixture
+def other_encoder(tmp_path: Path) -> Path:
+    """Another one of the same layout."""
+    return write_encoder(tmp_path / "other.pt", 1)
 
 
 @pytest.fixture

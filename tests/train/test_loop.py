@@ -12,7 +12,6 @@ from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_dataset
 from dropgen_rt.train.loop import Drawing, load_network, train
-from dropgen_rt.train.network import UNet, UNetConfig
 from dropgen_rt.train.parallel import ahead
 from dropgen_rt.train.prepare import in_memory
 from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
@@ -104,6 +103,8 @@ def test_precision_may_change_to_fp16_on_resume(balls: Path, tmp_path: Path) -> 
 
 
 def test_fp16_without_any_finite_gradient_stops(balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss in the real one's place whose gradient is NaN in every step, which no scale mends."""
+
     def loss_without_slope(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return (logits.sum() * 0).sqrt()  # 0, and its gradient infinity times 0
 
@@ -113,14 +114,13 @@ def test_fp16_without_any_finite_gradient_stops(balls: Path, tmp_path: Path, mon
         run(balls, tmp_path / "run", config, None)
 
 
-def test_another_encoder_than_the_checkpoints_is_refused(balls: Path, encoder: Path, tmp_path: Path) -> None:
+def test_another_encoder_than_the_checkpoints_is_refused(
+    balls: Path, encoder: Path, other_encoder: Path, tmp_path: Path
+) -> None:
     run(balls, tmp_path / "run", CONFIG, encoder)
-    torch.manual_seed(1)
-    other = tmp_path / "other.pt"
-    checkpoint.save_encoder(other, UNet(UNetConfig(out_channels=4, width=4, levels=2, padding_mode="zeros")), {})
-    best, config = tmp_path / "run" / "best.pt", replace(CONFIG, encoder=str(other))
+    best, config = tmp_path / "run" / "best.pt", replace(CONFIG, encoder=str(other_encoder))
     with pytest.raises(UsageError, match=r"another encoder than .*leave --encoder out to keep it"):
-        train(balls, tmp_path / "next", config, other, False, lambda row: None, init=best)
+        train(balls, tmp_path / "next", config, other_encoder, False, lambda row: None, init=best)
 
 
 def test_erm_needs_no_encoder(balls: Path, encoder: Path, tmp_path: Path) -> None:
@@ -190,6 +190,7 @@ def test_training_on_a_cpu_convolves_before_it_upsamples(
 
 
 def test_pretraining_saves_no_state_of_nan(balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of a step stands one whose loss is NaN from the third on; what is saved, and when, is real."""
     config = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2)
 
     def descend(model: torch.nn.Module, *rest: object) -> torch.Tensor:
