@@ -1,6 +1,7 @@
 """The commands train and encoders, which need PyTorch. Heavy imports wait inside them."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -61,6 +62,7 @@ def train(
     from dropgen_rt.train.encoders import encoder_for, find_encoder
     from dropgen_rt.train.loop import train as run
     from dropgen_rt.train.outputs import advice, finish
+    from dropgen_rt.train.prepare import alone_in
     from dropgen_rt.train.report import TrainingReport
     from dropgen_rt.train.run import configure
 
@@ -75,20 +77,20 @@ def train(
         workers=workers, console=console, resume=resume, init=init,
     )  # fmt: skip
     found = encoder_for(config.method, config.encoder or None)
-    with TrainingReport(out, config, resume, first) as report:
-        best = run(
-            data, out, config, found, resume, report, init, device, split=split, cache=cache,
-            workers=workers, console=console,
-        )  # fmt: skip
-    if first:
-        summary = finish(data, out, device, split=split, cache=cache, console=console)
-        for name in ("validation", "test"):
-            if name in summary:
-                dice, cases = summary[name]["mean_dice"], summary[name]["cases"]
-                told = "none, for no label was there or found" if dice is None else f"{dice:.4f}"
-                console.line(f"{name}: mean Dice {told} over {cases} cases")
-        for line in advice(summary["validation"], best) if "validation" in summary else ():
-            console.line(line)
+    with alone_in(out) if first else nullcontext():
+        with TrainingReport(out, config, resume, first) as report:
+            best = run(
+                data, out, config, found, resume, report, init, device, split=split, cache=cache,
+                workers=workers, console=console,
+            )  # fmt: skip
+        summary = finish(data, out, device, split=split, cache=cache, console=console) if first else {}
+    for name in ("validation", "test"):
+        if name in summary:
+            dice, cases = summary[name]["mean_dice"], summary[name]["cases"]
+            told = "none, for no label was there or found" if dice is None else f"{dice:.4f}"
+            console.line(f"{name}: mean Dice {told} over {cases} cases")
+    for line in advice(summary["validation"], best) if "validation" in summary else ():
+        console.line(line)
     console.line(f"wrote {best}")
 
 

@@ -88,6 +88,7 @@ def evaluate_files(
             raise UsageError(f"{out}: the result file's name must end in .json")
         check_writable(out)
     pairs = _pairs(prediction, label)
+    yield from _passed_over(prediction, pairs)
     values = None
     if table is None:
         ours, theirs = (_values_present(paths) for paths in zip(*pairs, strict=True))
@@ -129,7 +130,9 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
     if not prediction.is_dir():
         return [(prediction, label)]
     labels = {stem(path): path for path in scans_in(label)}
-    predictions = {_case(path, labels): path for path in scans_in(prediction)}
+    # Beside the scans themselves, or other files of that name, what ends in _seg is the prediction.
+    files = sorted(scans_in(prediction), key=lambda path: stem(path).endswith("_seg"))
+    predictions = {_case(path, labels): path for path in files}
     missing = sorted(set(labels) - set(predictions))
     if missing or not labels:
         what = f"no prediction for {_some(missing)}" if missing else f"no label maps in {label}"
@@ -167,6 +170,14 @@ def _doubt(lone: set[int]) -> Iterator[str]:
             f"warning: no prediction holds the label values {_some(sorted(lone))}; if a model merges them, give its "
             "data set's --labels DATASET.JSON"
         )
+
+
+def _passed_over(prediction: Path, pairs: Sequence[tuple[Path, Path]]) -> Iterator[str]:
+    """What to say of predictions that no label map belongs to."""
+    if prediction.is_dir():
+        lone = sorted(path.name for path in {*scans_in(prediction)} - {path for path, _ in pairs})
+        if lone:
+            yield f"warning: not scored: {_some(lone)}; no label map belongs to them, or a _seg file does"
 
 
 def _some(items: Sequence[object]) -> str:

@@ -21,6 +21,7 @@ from dropgen_rt.evaluate import dice_per_label, evaluate_files
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.volume import write_labels
 
+NOT_SCORED = "warning: not scored: {}; no label map belongs to them, or a _seg file does"
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -115,6 +116,7 @@ def test_two_folders_are_compared_subject_by_subject(tmp_path):
     pair = folders(tmp_path, predictions, {"a": line(1, 1, 0, 2), "b": line(0, 1, 2, 0)})
     lines = list(evaluate_files(*pair, None, tmp_path / "out.json"))
     assert lines == [
+        NOT_SCORED.format("extra.nii.gz"),
         "0.5000  label 1, HD95 0.50 mm, surface Dice 1.0000",
         "0.5000  label 2, HD95 0.00 mm, surface Dice 0.5000, in one map only: 1",
         "mean Dice 0.5000",
@@ -133,6 +135,13 @@ def test_two_folders_are_compared_subject_by_subject(tmp_path):
 def test_predictions_named_after_nnunet_images_find_their_labels(tmp_path):
     pair = folders(tmp_path, {"a_0000_seg": line(1), "b_0000_seg": line(1)}, {"a": line(1), "b_0000": line(1)})
     assert list(evaluate_files(*pair, None, None))[-1] == "mean Dice 1.0000"
+
+
+@pytest.mark.parametrize("other", ["a_0000", "a", "a_zzz"])
+def test_beside_the_scans_what_ends_in_seg_is_the_prediction(tmp_path, other):
+    pair = folders(tmp_path, {"a_0000_seg": line(1, 0), other: line(0, 1)}, {"a": line(1, 0)})
+    lines = list(evaluate_files(*pair, None, None))
+    assert lines[0] == NOT_SCORED.format(f"{other}.nii.gz") and lines[-1] == "mean Dice 1.0000"
 
 
 def test_two_folders_of_results_and_what_macos_leaves_there(tmp_path):

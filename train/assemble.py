@@ -1,5 +1,6 @@
 """The parts of a run, made from its config: network, prepared cases, samplers, validation set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild, segment
 from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, made_folder, prepare
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
-from dropgen_rt.train.survey import refuse_faults, survey
+from dropgen_rt.train.survey import Finding, refuse_faults, survey
 from dropgen_rt.train.synthesis import RandomSource
 from dropgen_rt.words import by
 
@@ -127,9 +128,23 @@ def prepared_cases(
             f"warning: label {name!r}: voxels of {by(config.spacing_mm)} mm are too large "
             f"for it in {lost} of {of} cases, which lose it; --spacing-mm X Y Z takes smaller ones"
         )
+    for label in undrawn(dataset, [by_case[case] for case in training]):
+        console.line(
+            f"warning: label {label!r}: in none of the {len(training)} training cases that were drawn, so it cannot be "
+            "learnt; draw others by --seed, or more by --subjects"
+        )
     if ranks.first:
         ranks.wait()
     return made[: len(training)], made[len(training) :]
+
+
+def undrawn(dataset: Dataset, drawn: Sequence[Finding]) -> list[str]:
+    """Labels that no drawn case has. Where all cases are taken, what they lack has been told by ``run``."""
+    if len(drawn) == len(dataset.training):
+        return []
+    return [
+        label.name for place, label in enumerate(dataset.labels) if not any(finding.voxels[place] for finding in drawn)
+    ]
 
 
 def make_sampler(dataset: Dataset, config: TrainConfig, cases: list[Prepared], device: torch.device) -> Sampler:

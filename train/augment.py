@@ -1,7 +1,11 @@
 """Augmentation by MONAI: the reference's kinds, each with its probability; flips only where declared."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from monai import transforms
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dropgen_rt.train.config import AXES, AugmentConfig
@@ -13,20 +17,45 @@ SHARPEN_ALPHA = (1.0, 5.0)
 DOWNSAMPLE_MODE = "area"
 
 
-def augmentation(config: AugmentConfig) -> transforms.Compose:
-    """For dictionaries of ``image`` (c, z, y, x) in [0, 1] and ``label`` (1, z, y, x); the image ends in [0, 1]."""
-    return transforms.Compose([*_spatial(config), *_intensity(config), _clipped()])
+def augmentation(config: AugmentConfig, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> transforms.Compose:
+    """For dictionaries of ``image`` (c, z, y, x) in [0, 1] and ``label`` (1, z, y, x); the image ends in [0, 1].
+
+    ``spacing_mm`` is (x, y, z): rotations and shears are those of a body, not of its voxels.
+    """
+    return transforms.Compose([*_spatial(config, spacing_mm), *_intensity(config), _clipped()])
 
 
-def _spatial(config: AugmentConfig) -> list[transforms.Transform]:
+class _GridInMillimetres(transforms.RandAffineGrid):
+    """MONAI's, for voxels that need not be cubes: 45 degrees are 45 degrees, where slices are thick as well."""
+
+    edges: Tensor  # (4, 1, 1, 1): z, y, x of a voxel by its smallest edge, and 1
+
+    def __call__(
+        self,
+        spatial_size: Sequence[int] | None = None,
+        grid: NDArray | Tensor | None = None,
+        randomize: bool = True,
+        lazy: bool | None = None,
+    ) -> Tensor:
+        assert isinstance(grid, Tensor)  # RandAffined made it: voxels (z, y, x, 1) from the crop's centre
+        return super().__call__(grid=grid * self.edges, randomize=randomize, lazy=lazy) / self.edges
+
+
+def _affine_grid(config: AugmentConfig, spacing_mm: Sequence[float]) -> _GridInMillimetres:
+    angle = float(np.deg2rad(config.rotation_degrees))
+    grid = _GridInMillimetres((angle,) * 3, (config.shear,) * 3, scale_range=(config.scale,) * 3)
+    edges = torch.tensor([*spacing_mm[::-1]], dtype=torch.float32)
+    grid.edges = torch.cat([edges / edges.min(), torch.ones(1)]).reshape(4, 1, 1, 1)
+    return grid
+
+
+def _spatial(config: AugmentConfig, spacing_mm: Sequence[float]) -> list[transforms.Transform]:
     p, both = config.probability, ["image", "label"]
     steps: list[transforms.Transform] = []
     if config.rotation_degrees or config.shear or config.scale:
-        angle = float(np.deg2rad(config.rotation_degrees))
-        steps.append(transforms.RandAffined(
-            both, prob=p, rotate_range=(angle,) * 3, shear_range=(config.shear,) * 3,
-            scale_range=(config.scale,) * 3, mode=("bilinear", "nearest"), padding_mode="zeros",
-        ))  # fmt: skip
+        affine = transforms.RandAffined(both, prob=p, mode=("bilinear", "nearest"), padding_mode="zeros")
+        affine.rand_affine.rand_affine_grid = _affine_grid(config, spacing_mm)
+        steps.append(affine)
     # Arrays are (z, y, x): x is the last of the three.
     steps += [transforms.RandFlipd(both, prob=0.5, spatial_axis=2 - AXES.index(axis)) for axis in config.flip_axes]
     if config.quarter_turns:

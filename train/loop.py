@@ -222,6 +222,8 @@ class Run:
         """
         rivals = not self.config.image_alone(self.step - 1)
         improved = (rivals and dice > self.best) or not (self.out / "best.pt").is_file()
+        if not all(bool(torch.isfinite(value).all()) for value in self.network.state_dict().values()):
+            raise self._unsound("a weight is not finite")
         self.best = max(self.best, dice) if rivals and not math.isnan(dice) else self.best
         if self.ranks.first and improved:
             checkpoint.save(self.out / "best.pt", self._content())

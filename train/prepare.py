@@ -5,19 +5,21 @@ Torch is not imported here: the work runs in processes that would each pay for i
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.atomic import atomic_group, output_error
+from dropgen_rt.atomic import atomic_group, check_writable, output_error
 from dropgen_rt.channels import SAME_GRID, read_channels
 from dropgen_rt.dataset_labels import LabelTable
-from dropgen_rt.errors import GeometryError, UnsuitableInputError
+from dropgen_rt.errors import GeometryError, ResourceError, UnsuitableInputError
 from dropgen_rt.evaluate import same_grid
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.preprocess import labels_to_working_grid, normalisation, to_working_grid
@@ -28,6 +30,7 @@ from dropgen_rt.train.survey import Finding
 from dropgen_rt.volume import read_label_map
 
 FORMAT = "dropgen-rt prepared case 2"
+LOCK = ".lock"
 # Voxels kept per label to centre crops on; drawn once, so that a crop need not search a whole scan.
 PLACES_PER_LABEL = 4096
 
@@ -122,6 +125,24 @@ def made_folder(folder: Path) -> Path:
     except OSError as error:
         raise output_error(folder, error) from error
     return folder
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Held while a run folder is written to. Raises ResourceError if another process holds it, or OutputError."""
+    check_writable(made_folder(folder) / LOCK)  # filelock takes a lack of permission for another process that holds it
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    with suppress(NotImplementedError, OSError):  # a file system without locks keeps nobody out
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise ResourceError(
+                f"{folder}: another process trains into it; wait until it ends, or give another --out"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def prepare(

@@ -52,7 +52,7 @@ class ScanSampler:
     """Crops of prepared scans, read from memory or from the cache's files, and augmented."""
 
     def __init__(self, cases: Sequence[Prepared], config: TrainConfig) -> None:
-        self.window = config.window
+        self.window, self.spacing_mm = config.window, config.spacing_mm
         self.cases = tuple(cases)
         self.augment = config.augment
 
@@ -62,7 +62,7 @@ class ScanSampler:
         image, labels = cut(case, self._corner(case, rng), self.window)
         # MONAI's transforms carry their own generator: seeded from ours the sample is reproducible, and made anew
         # they can be drawn from in several threads.
-        augment = augmentation(self.augment).set_random_state(seed=int(rng.integers(2**31)))
+        augment = augmentation(self.augment, self.spacing_mm).set_random_state(seed=int(rng.integers(2**31)))
         out = augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
         kind = torch.uint8 if labels.dtype == np.uint8 else torch.int32
         return plain(out["image"]).float(), plain(out["label"])[0].to(kind)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import center_of_mass
-from tolerances import MOVED_VOXELS
+from tolerances import MOVED_VOXELS, TURNED_LENGTH
 
 from dropgen_rt.train.augment import augmentation
 from dropgen_rt.train.config import AugmentConfig
@@ -17,6 +17,9 @@ STILL = AugmentConfig(
     rotation_degrees=0, shear=0, scale=0, zoom=(1, 1), noise=0, bias_field=(0, 0), gibbs=(0, 0), gamma=(1, 1),
     smooth_voxels=(0, 0), sharpen=False,
 )  # fmt: skip
+
+# The standard deviation of a blob that is turned: wide enough for slices of 4 mm.
+BLOB_MM = 3.0
 
 
 def crop() -> dict[str, torch.Tensor]:
@@ -99,3 +102,22 @@ def test_an_image_stays_on_its_labels(changes: dict[str, Any]) -> None:
         centres = [np.array(center_of_mass(plain(out[key])[0].numpy())) for key in ("image", "label")]
         moved.append(centres[0] - centres[1])
     assert np.abs(np.mean(moved, axis=0)).max() < MOVED_VOXELS
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.5, 1.5, 4.0), (3.0, 1.0, 1.0)])
+def test_a_turn_keeps_lengths_in_millimetres(spacing_mm: tuple[float, float, float]) -> None:
+    """Two blobs, turned by up to 45 degrees about each axis, stay as far apart, where voxels are no cubes as well."""
+    edges = np.reshape(spacing_mm[::-1], (3, 1, 1, 1))
+    places = (np.indices([int(48 / edge) for edge in edges.ravel()]) + 0.5) * edges
+    centres = (18.0, 20.0, 22.0), (28.0, 30.0, 26.0)
+    blobs = [np.exp(-(((places - np.reshape(c, (3, 1, 1, 1))) / BLOB_MM) ** 2).sum(0) / 2) for c in centres]
+    image = torch.from_numpy(np.array(blobs, np.float32))
+
+    def apart(blobs: np.ndarray) -> float:
+        first, second = (np.array(center_of_mass(blob)) for blob in blobs)
+        return float(np.linalg.norm((first - second) * spacing_mm[::-1]))
+
+    config = replace(STILL, probability=1.0, rotation_degrees=45)
+    for seed in range(10):
+        out = augmentation(config, spacing_mm).set_random_state(seed=seed)({"image": image, "label": image[:1]})
+        assert apart(plain(out["image"]).numpy()) == pytest.approx(apart(image.numpy()), rel=TURNED_LENGTH)

@@ -140,6 +140,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(balls: Path, encoder: Path, tmp
         run(balls, tmp_path / "run", config, encoder)
 
 
+def test_weights_that_are_not_finite_are_not_saved(balls: Path, tmp_path: Path) -> None:
+    """One step takes them past float32's largest number; its loss was finite."""
+    config = replace(
+        CONFIG, method="erm", norm="instance", steps=2, validate_every=1, learning_rate=3.2e37, weight_decay=10.0
+    )
+    with pytest.raises(DropgenError, match=r"step 1: a weight is not finite; .*is the last sound state"):
+        run(balls, tmp_path / "run", config, None)
+    kept = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert kept["progress"]["step"] == 0 and all(torch.isfinite(value).all() for value in kept["state"].values())
+    assert not (tmp_path / "run" / "best.pt").exists()
+
+
 def test_processes_draw_the_same_crops(balls: Path) -> None:
     dataset, config = read_dataset(balls), replace(CONFIG, batch=3)
     grid = grid_of(dataset, config, config.intensity)

@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from dropgen_rt.cli import main
-from dropgen_rt.errors import MissingModelError, OutputError
+from dropgen_rt.errors import MissingModelError, OutputError, ResourceError
 from dropgen_rt.train.config import IMAGE_FIRST, build_config, read_toml
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.outputs import advice
+from dropgen_rt.train.prepare import alone_in
 
 SMALL = ["--window", 16, 16, 16, "--width", 8, "--levels", 2, "--steps", 40, "--validate-every", 20, "--device", "cpu"]
 
@@ -38,8 +40,8 @@ def test_a_run_folder(balls: Path, tmp_path: Path) -> None:
     )
     assert lines[-1] == f"wrote {out / 'best.pt'}"
     assert {path.name for path in out.iterdir()} == {
-        "best.pt", "config.toml", "curves.png", "events", "examples.png", "fingerprint.json", "last.pt", "metrics.csv",
-        "summary.json", "test.csv", "test.json", "validation.csv", "validation.json",
+        ".lock", "best.pt", "config.toml", "curves.png", "events", "examples.png", "fingerprint.json", "last.pt",
+        "metrics.csv", "summary.json", "test.csv", "test.json", "validation.csv", "validation.json",
     }  # fmt: skip
     for picture in ("curves.png", "examples.png"):
         with Image.open(out / picture) as image:
@@ -142,6 +144,30 @@ def test_a_run_folder_that_takes_no_files_is_found_before_the_cases_are_read(bal
     result = command("train", balls, "--out", tmp_path / "file" / "run", "--method", "erm")
     assert result.exit_code == OutputError.exit_code, result.output
     assert "file/run" in result.stderr and "fault" not in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_run_folder_that_another_process_trains_into(balls: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with alone_in(out):
+        second = command("train", balls, "--out", out, "--method", "erm", *SMALL)
+    assert second.exit_code == ResourceError.exit_code, second.output
+    assert second.stderr == (
+        f"error: {out}: another process trains into it; wait until it ends, or give another --out\n"
+    )
+    assert command("train", balls, "--out", out, "--method", "erm", *SMALL).exit_code == 0
+
+
+def test_a_label_that_no_drawn_case_has(balls: Path, tmp_path: Path) -> None:
+    for index in (0, 1, 2, 3):  # of five to train on, one of which is drawn; its label "bright" is left to the last
+        path = balls / "labelsTr" / f"case{index}.nii.gz"
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(image * sitk.Cast(image == 1, sitk.sitkUInt8), str(path))
+    result = command("train", balls, "--out", tmp_path / "run", "--method", "erm", "--subjects", 1, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert (
+        "warning: label 'bright': in none of the 1 training cases that were drawn, so it cannot be learnt; draw others "
+        "by --seed, or more by --subjects"
+    ) in result.stdout.splitlines()
 
 
 def test_every_fault_has_its_line(balls: Path, tmp_path: Path) -> None:
