@@ -1,15 +1,30 @@
 """Where a training runs, chosen once."""
 
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 
-from dropgen_rt.errors import ResourceError, UsageError
+from dropgen_rt.errors import DeviceMemoryError, MemoryLimitError, ResourceError, UsageError
 from dropgen_rt.train.network import UNet
 
 DEVICES = ("auto", "cpu", "cuda")
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Raises DeviceMemoryError or MemoryLimitError where PyTorch found no memory for a tensor."""
+    try:
+        yield
+    except RuntimeError as error:
+        advice = "use a smaller --batch, --window, --width or another --segmentor"
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DeviceMemoryError(f"the GPU's memory does not hold this training; {advice}") from error
+        if "can't allocate memory" in str(error):
+            raise MemoryLimitError(f"this machine's memory does not hold this training; {advice}") from error
+        raise
 
 
 def choose_device(name: str) -> torch.device:

@@ -31,7 +31,7 @@ from dropgen_rt.train.assemble import (
 )
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_dataset
-from dropgen_rt.train.device import autocast, choose_device, half_of, move_to
+from dropgen_rt.train.device import autocast, choose_device, half_of, memory_told, move_to
 from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
@@ -67,6 +67,7 @@ def fast_cpu() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@memory_told()
 @fast_cpu()
 def train(
     data: Path,

@@ -1,10 +1,12 @@
 """One function over many items in processes of their own; results come in the order of the items."""
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -42,7 +44,8 @@ def each(
             progress(len(results), len(items))
     else:
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            waiting = {pool.submit(function, item): index for index, item in enumerate(items)}
+            with _ctrl_c_held():
+                waiting = {pool.submit(function, item): index for index, item in enumerate(items)}
             try:
                 for future in as_completed(waiting):
                     results[waiting[future]] = future.result()
@@ -56,6 +59,19 @@ def each(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     return [results[index] for index in range(len(items))]
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Processes that start meanwhile never hear of Ctrl-C, which a terminal tells to all; the caller does afterwards.
+
+    It ends the others, and alone has something to say.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # Results that each process of ``ahead`` may have ready before they are asked for.
@@ -74,7 +90,8 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], processes: 
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(_call, item))
+            with _ctrl_c_held():
+                waiting.append(pool.submit(_call, item))
             if len(waiting) > processes * READY_PER_PROCESS:
                 yield waiting.popleft().result()
         while waiting:

@@ -13,7 +13,7 @@ from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told
 from dropgen_rt.train.prepare import default_cache, made_folder
-from dropgen_rt.train.segmentors import SWIN_STRIDE
+from dropgen_rt.train.segmentors import SWIN_STRIDE, WIDTH_STEPS, taken_width
 from dropgen_rt.train.survey import Finding, refuse_faults, survey
 from dropgen_rt.words import by
 
@@ -55,6 +55,12 @@ def configure(
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
     wanted = build_config(_fitting(below, given), *given)
+    width = taken_width(wanted.segmentor, wanted.width)
+    if width != wanted.width:
+        console.line(
+            f"width {wanted.width}: {wanted.segmentor} takes multiples of {WIDTH_STEPS[wanted.segmentor]}; "
+            f"it is made {width} channels wide"
+        )
     dataset = read_dataset(data, split)
     check_writable(made_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 SegmentorKind = Literal["unet", "dynunet", "segresnet", "swinunetr"]
 SEGMENTORS: tuple[SegmentorKind, ...] = ("unet", "dynunet", "segresnet", "swinunetr")
-# SwinUNETR halves five times whatever is asked, and its widths are multiples of twelve.
-SWIN_STRIDE, SWIN_WIDTH = 32, 12
+# SwinUNETR halves five times whatever is asked.
+SWIN_STRIDE = 32
+# Widths are multiples of these: SegResNet's group norm divides channels by eight, SwinUNETR's heads by twelve.
+WIDTH_STEPS = {"segresnet": 8, "swinunetr": 12}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class MonaiConfig:
     def smallest_edge(self) -> int:
         """Instance norms need more than one voxel at the bottleneck."""
         return self.stride * 2
+
+
+def taken_width(kind: SegmentorKind, width: int) -> int:
+    """The channels at full resolution that a network really has where ``width`` is asked for: whole steps of it."""
+    step = WIDTH_STEPS.get(kind, 1)
+    return max(step, width - width % step)
 
 
 class MonaiSegmentor(nn.Module):
@@ -62,10 +70,9 @@ def _dynunet(config: MonaiConfig) -> nn.Module:
 def _segresnet(config: MonaiConfig) -> nn.Module:
     from monai.networks.nets import SegResNet
 
-    # Group norm divides channels by eight; MONAI's default depth grows, ours follows ``levels``.
-    width = max(8, config.width - config.width % 8)
+    # MONAI's default depth grows, ours follows ``levels``.
     net: nn.Module = SegResNet(
-        3, width, config.in_channels, config.out_channels,
+        3, taken_width(config.kind, config.width), config.in_channels, config.out_channels,
         blocks_down=(1, *[2] * config.levels), blocks_up=(1,) * config.levels,
     )  # fmt: skip
     return net
@@ -74,7 +81,7 @@ def _segresnet(config: MonaiConfig) -> nn.Module:
 def _swinunetr(config: MonaiConfig) -> nn.Module:
     from monai.networks.nets import SwinUNETR
 
-    width = max(SWIN_WIDTH, config.width - config.width % SWIN_WIDTH)
+    width = taken_width(config.kind, config.width)
     net: nn.Module = SwinUNETR(config.in_channels, config.out_channels, feature_size=width)
     return net
 

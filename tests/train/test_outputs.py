@@ -129,6 +129,7 @@ def test_a_run_is_repeated_from_its_config(balls: Path, encoder: Path, tmp_path:
         (["--subjects", 50], 3, "50 subjects were asked for, the data set has 5"),
         (["--encoder", "nowhere"], 4, "no encoder named 'nowhere'"),
         (["--split", "nowhere.csv"], 3, "nowhere.csv: no such file"),
+        (["--width", 100_000], 6, "this machine's memory does not hold this training; use a smaller --batch"),
     ],
 )
 def test_refusals(balls: Path, tmp_path: Path, options: list, code: int, message: str) -> None:

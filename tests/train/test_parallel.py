@@ -2,14 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from dropgen_rt.errors import ResourceError
-from dropgen_rt.train.parallel import READY_PER_PROCESS, ahead
+from dropgen_rt.train.parallel import READY_PER_PROCESS, ahead, each
 
 
 def slowly(item: int) -> tuple[int, int, int]:
@@ -62,3 +64,42 @@ def test_an_error_comes_through() -> None:
 def test_a_process_that_was_ended_is_told_of() -> None:
     with pytest.raises(ResourceError, match=r"a process that draws crops was ended .*--resume and fewer --workers"):
         list(ahead(end_at_five, range(9), 1))
+
+
+def tell(item: int) -> None:
+    os.write(1, b"at work\n")  # in one piece, whoever else writes
+    time.sleep(0.5)
+
+
+def by_each() -> None:
+    each(tell, range(99), 2)
+
+
+def by_ahead() -> None:
+    list(ahead(tell, range(99), 2))
+
+
+@pytest.mark.parametrize("how", [by_each, by_ahead])
+def test_ctrl_c_is_heard_by_one_process(how: Callable[[], None]) -> None:
+    """As a terminal sends it, to the whole group: one KeyboardInterrupt, and no process is left."""
+    line = [sys.executable, __file__, how.__name__]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, "interrupted\n")
+    deadline = time.monotonic() + 60
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:  # multiprocessing's own helper ends when it sees that the others have
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
+if __name__ == "__main__":  # the process that is interrupted
+    try:
+        {"by_each": by_each, "by_ahead": by_ahead}[sys.argv[1]]()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

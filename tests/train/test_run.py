@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
+import torch
 
 from dropgen_rt.console import Console
+from dropgen_rt.train.assemble import make_network
 from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.dataset import read_dataset
 from dropgen_rt.train.run import configure
 
 
@@ -27,6 +30,21 @@ def test_voxels_that_are_made_larger_are_told(balls: Path, tmp_path: Path, capsy
         "the data's own spacing is 1 x 1 x 1 mm, at which a window would be mostly padding or see too little of "
         "a scan; --spacing-mm X Y Z takes another"
     )
+
+
+@pytest.mark.parametrize(("kind", "width", "made"), [("segresnet", 20, 16), ("swinunetr", 8, 12), ("unet", 20, None)])
+def test_a_width_that_a_segmentor_does_not_take_is_told(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, width: int, made: int | None
+) -> None:
+    config = chosen(balls, tmp_path, [], method="erm", segmentor=kind, width=width, window=(64, 64, 64))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("width")]
+    step = {16: 8, 12: 12}.get(made or 0)
+    assert told == (
+        [f"width {width}: {kind} takes multiples of {step}; it is made {made} channels wide"] if made else []
+    )
+    network = make_network(read_dataset(balls), config, None)
+    first = next(layer for layer in network.segmentor.modules() if isinstance(layer, torch.nn.Conv3d))
+    assert first.out_channels == (made or width)
 
 
 @pytest.mark.parametrize(
