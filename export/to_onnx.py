@@ -126,11 +126,7 @@ def write(proto: onnx.ModelProto, manifest: Manifest, golden: Golden, path: Path
 def _manifest(network: DropGen, content: dict[str, Any], options: ExportOptions, name: str) -> Manifest:
     config = content["config"]
     chosen = options.window or tuple(config["window"])
-    if any(edge % network.stride or edge < network.smallest_edge for edge in chosen):
-        raise UsageError(
-            f"window {chosen}: its edges must be multiples of {network.stride} for this network, from "
-            f"{network.smallest_edge} up"
-        )
+    network.check_window(chosen)
     fields = {
         "name": options.name or name,
         "labels": content["labels"],

@@ -41,11 +41,7 @@ def make_network(dataset: Dataset, config: TrainConfig, encoder_path: Path | Non
     network = DropGen(
         segmentor, encoder.config if encoder else None, config.channel_drop, config.method, config.feature_scale
     )
-    if any(edge % network.stride or edge < network.smallest_edge for edge in config.window):
-        raise UsageError(
-            f"window {config.window}: with this encoder and segmentor, edges are multiples of {network.stride} "
-            f"from {network.smallest_edge} up"
-        )
+    network.check_window(config.window)
     if network.encoder is not None and encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
     return network

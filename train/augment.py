@@ -1,8 +1,8 @@
 """Augmentation by MONAI: the reference's kinds, each with its probability; flips only where declared."""
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from monai import transforms
 from numpy.typing import NDArray
@@ -17,12 +17,16 @@ SHARPEN_ALPHA = (1.0, 5.0)
 DOWNSAMPLE_MODE = "area"
 
 
-def augmentation(config: AugmentConfig, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)) -> transforms.Compose:
+def augmentation(
+    config: AugmentConfig, window: Sequence[int] = (1, 1, 1), spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+) -> transforms.Compose:
     """For dictionaries of ``image`` (c, z, y, x) in [0, 1] and ``label`` (1, z, y, x); the image ends in [0, 1].
 
-    ``spacing_mm`` is (x, y, z): rotations and shears are those of a body, not of its voxels.
+    ``window`` is the crop's (z, y, x) voxels, ``spacing_mm`` their (x, y, z): rotations and shears are those of a body,
+    not of its voxels, and flat crops are tilted less.
     """
-    return transforms.Compose([*_spatial(config, spacing_mm), *_intensity(config), _clipped()])
+    edges_mm = [edge * mm for edge, mm in zip(window, spacing_mm[::-1], strict=True)]
+    return transforms.Compose([*_spatial(config, edges_mm, spacing_mm), *_intensity(config), _clipped()])
 
 
 class _GridInMillimetres(transforms.RandAffineGrid):
@@ -41,20 +45,33 @@ class _GridInMillimetres(transforms.RandAffineGrid):
         return super().__call__(grid=grid * self.edges, randomize=randomize, lazy=lazy) / self.edges
 
 
-def _affine_grid(config: AugmentConfig, spacing_mm: Sequence[float]) -> _GridInMillimetres:
-    angle = float(np.deg2rad(config.rotation_degrees))
-    grid = _GridInMillimetres((angle,) * 3, (config.shear,) * 3, scale_range=(config.scale,) * 3)
+def rotations(most_degrees: float, edges_mm: Sequence[float]) -> tuple[float, ...]:
+    """The largest rotations of a crop of ``edges_mm`` (z, y, x) about its axes z, y and x, in radians.
+
+    ``most_degrees`` where the plane that turns is square, less where it is flat, as its diagonal's angle is to 45
+    degrees: what is flat soon turns out of itself and leaves the crop to zeros.
+    """
+    z, y, x = edges_mm
+    planes = (y, x), (z, x), (z, y)
+    return tuple(math.radians(most_degrees) * math.atan(min(plane) / max(plane)) / (math.pi / 4) for plane in planes)
+
+
+def _affine_grid(config: AugmentConfig, edges_mm: Sequence[float], spacing_mm: Sequence[float]) -> _GridInMillimetres:
+    angles = rotations(config.rotation_degrees, edges_mm)
+    grid = _GridInMillimetres(angles, (config.shear,) * 3, scale_range=(config.scale,) * 3)
     edges = torch.tensor([*spacing_mm[::-1]], dtype=torch.float32)
     grid.edges = torch.cat([edges / edges.min(), torch.ones(1)]).reshape(4, 1, 1, 1)
     return grid
 
 
-def _spatial(config: AugmentConfig, spacing_mm: Sequence[float]) -> list[transforms.Transform]:
+def _spatial(
+    config: AugmentConfig, edges_mm: Sequence[float], spacing_mm: Sequence[float]
+) -> list[transforms.Transform]:
     p, both = config.probability, ["image", "label"]
     steps: list[transforms.Transform] = []
     if config.rotation_degrees or config.shear or config.scale:
         affine = transforms.RandAffined(both, prob=p, mode=("bilinear", "nearest"), padding_mode="zeros")
-        affine.rand_affine.rand_affine_grid = _affine_grid(config, spacing_mm)
+        affine.rand_affine.rand_affine_grid = _affine_grid(config, edges_mm, spacing_mm)
         steps.append(affine)
     # Arrays are (z, y, x): x is the last of the three.
     steps += [transforms.RandFlipd(both, prob=0.5, spatial_axis=2 - AXES.index(axis)) for axis in config.flip_axes]

@@ -4,13 +4,14 @@ Layout and state-dict keys follow the published anatomix checkpoints (Dey et al.
 that those load with ``strict=True``; the fusion follows DropGen (Diaz et al., arXiv 2604.02564).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from dropgen_rt.errors import UsageError
 from dropgen_rt.train.layers import WORTH_JOINING, BatchNorm3d, Conv3d
 from dropgen_rt.train.segmentors import MonaiConfig, MonaiSegmentor
 
@@ -47,8 +48,13 @@ class UNetConfig:
 
     @property
     def smallest_edge(self) -> int:
-        """Reflect padding and instance norms need two voxels at the bottleneck; else one will do."""
-        return self.stride * (2 if self.padding_mode == "reflect" or self.norm == "instance" else 1)
+        """Of an input; reflect padding needs two voxels along each axis of the bottleneck, else one will do."""
+        return self.stride * (2 if self.padding_mode == "reflect" else 1)
+
+    @property
+    def smallest_longest_edge(self) -> int:
+        """Of an input's longest edge: instance norms need two voxels of the bottleneck in all."""
+        return max(self.smallest_edge, self.stride * (2 if self.norm == "instance" else 1))
 
 
 def segmentor_config(inputs: int, classes: int, width: int, levels: int, norm: Norm = "batch") -> UNetConfig:
@@ -224,6 +230,17 @@ class DropGen(nn.Module):
     def smallest_edge(self) -> int:
         """A window's edges are at least this many voxels."""
         return max(net.config.smallest_edge for net in (self.segmentor, self.encoder) if net is not None)
+
+    def check_window(self, window: Sequence[int]) -> None:
+        """Raises UsageError for a ``window`` (z, y, x) that the networks do not take."""
+        nets = [net for net in (self.segmentor, self.encoder) if net is not None]
+        longest = max(net.config.smallest_longest_edge for net in nets)
+        if any(edge % self.stride or edge < self.smallest_edge for edge in window) or max(window) < longest:
+            one = f", the longest from {longest} up" if longest > self.smallest_edge else ""
+            raise UsageError(
+                f"window {tuple(window)}: for this network, edges are multiples of {self.stride} from "
+                f"{self.smallest_edge} up{one}"
+            )
 
     def forward(self, image: Tensor) -> Tensor:
         if self.encoder is None:

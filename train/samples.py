@@ -62,7 +62,8 @@ class ScanSampler:
         image, labels = cut(case, self._corner(case, rng), self.window)
         # MONAI's transforms carry their own generator: seeded from ours the sample is reproducible, and made anew
         # they can be drawn from in several threads.
-        augment = augmentation(self.augment, self.spacing_mm).set_random_state(seed=int(rng.integers(2**31)))
+        augment = augmentation(self.augment, self.window, self.spacing_mm)
+        augment.set_random_state(seed=int(rng.integers(2**31)))
         out = augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
         kind = torch.uint8 if labels.dtype == np.uint8 else torch.int32
         return plain(out["image"]).float(), plain(out["label"])[0].to(kind)

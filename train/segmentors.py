@@ -33,8 +33,13 @@ class MonaiConfig:
 
     @property
     def smallest_edge(self) -> int:
-        """Instance norms need more than one voxel at the bottleneck."""
+        """Instance norms need more than one voxel at the bottleneck, and patches are merged by two along each axis."""
         return self.stride * 2
+
+    @property
+    def smallest_longest_edge(self) -> int:
+        """As ``UNetConfig`` has it."""
+        return self.smallest_edge
 
 
 def taken_width(kind: SegmentorKind, width: int) -> int:

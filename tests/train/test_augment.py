@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import center_of_mass
 from tolerances import MOVED_VOXELS, TURNED_LENGTH
 
-from dropgen_rt.train.augment import augmentation
+from dropgen_rt.train.augment import augmentation, rotations
 from dropgen_rt.train.config import AugmentConfig
 from dropgen_rt.train.samples import plain
 
@@ -119,5 +119,16 @@ def test_a_turn_keeps_lengths_in_millimetres(spacing_mm: tuple[float, float, flo
 
     config = replace(STILL, probability=1.0, rotation_degrees=45)
     for seed in range(10):
-        out = augmentation(config, spacing_mm).set_random_state(seed=seed)({"image": image, "label": image[:1]})
+        out = augmentation(config, image.shape[1:], spacing_mm).set_random_state(seed=seed)(
+            {"image": image, "label": image[:1]}
+        )
         assert apart(plain(out["image"]).numpy()) == pytest.approx(apart(image.numpy()), rel=TURNED_LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("edges_mm", "degrees"),
+    [((48, 48, 48), (45, 45, 45)), ((80, 178, 178), (45, 24.2, 24.2)), ((64, 64, 32), (26.6, 26.6, 45))],
+)
+def test_flat_crops_are_tilted_less(edges_mm: tuple[float, ...], degrees: tuple[float, ...]) -> None:
+    assert np.rad2deg(rotations(45, edges_mm)) == pytest.approx(degrees, abs=0.05)
+    assert rotations(180, edges_mm) == pytest.approx(4 * np.array(rotations(45, edges_mm)))

@@ -1,6 +1,7 @@
 """The networks against the published layouts and the outputs of the original code."""
 
 import csv
+from contextlib import nullcontext
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from shared_data import SHARED, needs
 from tolerances import JOINED_TAPS, NETWORK_ORACLE, NORMALISED_ORACLE
 
+from dropgen_rt.errors import UsageError
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
 
 SEGMENTOR = UNetConfig(in_channels=17, out_channels=4, width=20, levels=5)
@@ -85,6 +87,27 @@ def dropgen(drop: float = 0.5) -> DropGen:
     torch.manual_seed(0)
     segmentor = UNetConfig(in_channels=17, out_channels=3, width=4, levels=2, padding_mode="zeros")
     return DropGen(segmentor, SMALL, drop=drop)
+
+
+@pytest.mark.parametrize(
+    ("segmentor", "encoder", "window", "taken"),
+    [
+        (UNetConfig(1, 2, 4, 2, padding_mode="zeros"), None, (4, 4, 4), True),
+        (UNetConfig(1, 2, 4, 2, padding_mode="zeros"), None, (4, 4, 6), False),
+        (UNetConfig(1, 2, 4, 2, "instance", padding_mode="zeros"), None, (4, 4, 4), False),
+        (UNetConfig(1, 2, 4, 2, "instance", padding_mode="zeros"), None, (4, 8, 4), True),
+        (UNetConfig(2, 2, 4, 2, padding_mode="zeros"), UNetConfig(1, 1, 2, 2), (4, 8, 8), False),
+        (UNetConfig(2, 2, 4, 2, padding_mode="zeros"), UNetConfig(1, 1, 2, 2), (8, 8, 8), True),
+    ],
+)
+def test_windows_are_refused_where_the_network_cannot_be_trained_on_them(
+    segmentor: UNetConfig, encoder: UNetConfig | None, window: tuple[int, int, int], taken: bool
+) -> None:
+    network = DropGen(segmentor, encoder, 0.0, "dropgen" if encoder else "erm").train()
+    with nullcontext() if taken else pytest.raises(UsageError, match="edges are multiples of 4 from"):
+        network.check_window(window)
+    with nullcontext() if taken else pytest.raises((RuntimeError, ValueError)):
+        network(torch.rand(2, 1, *window))
 
 
 def test_encoder_is_frozen_and_stays_in_evaluation_mode() -> None:
