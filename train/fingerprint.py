@@ -76,59 +76,40 @@ class Fingerprint:
         """CT: the paper's fixed range; else percentiles of each scan."""
         return CT_RANGE if self.modality == "CT" else Intensity()
 
-    def smallest(self, edge: int, thin: int) -> tuple[int, int, int]:
-        """(z, y, x) least edges of a window: ``edge``, or ``thin`` across slices that are no more than these.
-
-        Few thick slices need few voxels across: what is spared there a window has along the others.
-        """
-        counts = np.array(self.extent_mm) / np.array(self.target_spacing_mm)
-        thick = int(np.argmax(self.target_spacing_mm))
-        x, y, z = (thin if axis == thick and round(counts[axis]) <= thin else edge for axis in range(3))
-        return z, y, x
-
     def spacing(
-        self,
-        voxels: int,
-        stride: int,
-        smallest: tuple[int, int, int],
-        coverage: float,
-        given: tuple[int, int, int] | None = None,
+        self, voxels: int, stride: int, smallest: int, coverage: float, given: tuple[int, int, int] | None = None
     ) -> tuple[float, float, float]:
         """(x, y, z) mm: the data's own, but for what would waste a window or make it too small.
 
         The window is the one ``given``, or that of ``window`` with the other arguments. The axis of the thickest
         slices gets thinner ones where its own would not fill a window's edge: the rest would be padding. Then voxels
-        grow, the finest axes first and each as far as it still fills an edge, until a window covers ``coverage`` of the
-        median scan; of an axis that it covers wholly only the others count, each as if all were like it. (nnU-Net adds
-        a model of low resolution below a quarter.)
+        grow, the finest axes first and each as far as it still fills an edge, until a window covers the share
+        ``coverage`` of the median scan. (nnU-Net adds a model of low resolution below a quarter.)
         """
         exact, extent = np.array(self.target_spacing_mm), np.array(self.extent_mm)
-        filling = extent / np.array((given or smallest)[::-1])
+        filling = extent / (np.array(given[::-1]) if given else smallest)
         thick = int(np.argmax(exact))
         exact[thick] = max(min(exact[thick], filling[thick]), np.delete(exact, thick).max())
         most = np.maximum(exact, filling)
         while True:
             spacing, grows = _rounded_up(exact), exact < most
             window = given or self.window(voxels, stride, smallest, spacing)
-            if self._covers(window, spacing, coverage) or not grows.any():
+            if self._covered(window, spacing) >= coverage or not grows.any():
                 return spacing
             exact = np.where(grows, np.clip(exact, GROWTH * exact[grows].min(), most), exact)
 
-    def _covers(self, window: Sequence[int], spacing_mm: Sequence[float], coverage: float) -> bool:
-        """Whether a window (z, y, x) covers so much of the median scan, of the axes that it does not cover wholly."""
+    def _covered(self, window: Sequence[int], spacing_mm: Sequence[float]) -> float:
+        """The share of the median scan that a window (z, y, x) covers."""
         extents = zip(window[::-1], spacing_mm, self.extent_mm, strict=True)
-        partly = [share for edge, mm, extent in extents if (share := edge * mm / extent) < 1]
-        return math.prod(partly) >= coverage ** (len(partly) / 3)
+        return math.prod(min(edge * mm / extent, 1.0) for edge, mm, extent in extents)
 
-    def window(
-        self, voxels: int, stride: int, smallest: tuple[int, int, int], spacing_mm: Sequence[float]
-    ) -> tuple[int, int, int]:
+    def window(self, voxels: int, stride: int, smallest: int, spacing_mm: Sequence[float]) -> tuple[int, int, int]:
         """(z, y, x): the median scan where ``voxels`` allows, else its longest edges cut; multiples of ``stride``."""
         wanted = [extent / mm for extent, mm in zip(self.extent_mm[::-1], tuple(spacing_mm)[::-1], strict=True)]
-        edges = [max(math.ceil(edge / stride) * stride, least) for edge, least in zip(wanted, smallest, strict=True)]
-        while math.prod(edges) > voxels and any(edge > least for edge, least in zip(edges, smallest, strict=True)):
+        edges = [max(math.ceil(edge / stride) * stride, smallest) for edge in wanted]
+        while math.prod(edges) > voxels and max(edges) > smallest:
             # The edge that covers its axis best gives way first.
-            cover = [e / want if e > least else 0.0 for e, want, least in zip(edges, wanted, smallest, strict=True)]
+            cover = [edge / want if edge > smallest else 0.0 for edge, want in zip(edges, wanted, strict=True)]
             edges[int(np.argmax(cover))] -= stride
         return edges[0], edges[1], edges[2]
 

@@ -17,7 +17,7 @@ from dropgen_rt.train.segmentors import SWIN_STRIDE, WIDTH_STEPS, taken_width
 from dropgen_rt.train.survey import Finding, refuse_faults, survey
 from dropgen_rt.words import by
 
-# Encoders halve four times, and the published ones reflect at their bottleneck; a segmentor may ask for more.
+# The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
 ENCODER_STRIDE, SMALLEST_EDGE = 16, 32
 # Halved eight times an edge is 256 voxels and more, past any window; the number must not be let grow unchecked.
 MOST_LEVELS = 8
@@ -131,10 +131,9 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
     stride = max(2**wanted.levels, SWIN_STRIDE if wanted.segmentor == "swinunetr" else 0, ENCODER_STRIDE)
     voxels = wanted.window[0] * wanted.window[1] * wanted.window[2]
     given_window = wanted.window if "window" in named else None
-    # Norms that see one crop need two voxels at the bottleneck, MONAI's networks and published encoders on each axis.
-    smallest = max(SMALLEST_EDGE, stride if (wanted.segmentor, wanted.norm) == ("unet", "batch") else 2 * stride)
-    thin_will_do = wanted.segmentor == "unet" and not wanted.encoder
-    bounds = voxels, stride, found.smallest(smallest, stride if thin_will_do else smallest)
+    # Norms that see one crop need two voxels along each axis at the bottleneck.
+    smallest = stride if (wanted.segmentor, wanted.norm) == ("unet", "batch") else 2 * stride
+    bounds = voxels, stride, max(SMALLEST_EDGE, smallest)
     spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage, given_window)
     intensity = found.intensity()
     return {

@@ -94,21 +94,11 @@ def test_a_presets_window_fits_other_levels(balls: Path, tmp_path: Path, levels:
     assert all(edge % 2**levels == 0 for edge in config.window)
 
 
-@pytest.mark.parametrize(
-    ("options", "window"),
-    [
-        ({}, (32, 32, 32)),
-        ({"norm": "instance"}, (64, 64, 32)),  # one voxel at the bottleneck is too few
-        ({"norm": "instance", "encoder": "anatomix"}, (64, 64, 64)),  # which reflects along each axis
-        ({"segmentor": "dynunet"}, (64, 64, 64)),
-    ],
-)
-def test_suggested_windows_suit_the_networks(
-    balls: Path, tmp_path: Path, options: dict[str, str], window: tuple[int, int, int]
-) -> None:
-    """Five levels, scans of 24 x 22 x 20 cubic voxels, of which x is called the thickest."""
+@pytest.mark.parametrize(("norm", "smallest"), [("batch", 32), ("instance", 64)])
+def test_suggested_windows_suit_the_norms(balls: Path, tmp_path: Path, norm: str, smallest: int) -> None:
+    """Five levels, scans of 24 x 22 x 20: one voxel at the bottleneck is too few for an instance norm."""
     config = configure(
-        balls, tmp_path / "run", preset="paper", file=None, options=options, assignments=[], split=None,
+        balls, tmp_path / "run", preset="paper", file=None, options={"norm": norm}, assignments=[], split=None,
         cache=tmp_path / "cache", workers=1, console=Console(True),
     )  # fmt: skip
-    assert config.window == window
+    assert config.window == (smallest,) * 3
