@@ -99,6 +99,8 @@ def test_ctrl_c_is_heard_by_one_process(how: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":  # the process that is interrupted
+    # As from a terminal: what a shell starts in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         {"by_each": by_each, "by_ahead": by_ahead}[sys.argv[1]]()
     except KeyboardInterrupt:
