@@ -87,8 +87,9 @@ def evaluate_files(
         if out.suffix != ".json":
             raise UsageError(f"{out}: the result file's name must end in .json")
         check_writable(out)
-    pairs = _pairs(prediction, label)
-    yield from _passed_over(prediction, pairs)
+    pairs, lone = _pairs(prediction, label)
+    if lone:
+        yield f"warning: not scored: {_some(lone)}; no label map belongs to them, or a _seg file does"
     values = None
     if table is None:
         ours, theirs = (_values_present(paths) for paths in zip(*pairs, strict=True))
@@ -124,11 +125,12 @@ def in_one_map_only(scores: Sequence[Score]) -> int:
     return sum(math.isinf(score.hd95_mm) for score in scores)
 
 
-def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
+def _pairs(prediction: Path, label: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Predictions with their label maps, and the names of those that are left."""
     if prediction.is_dir() != label.is_dir():
         raise UsageError(f"{prediction} and {label}: one is a folder, the other is not; give two files or two folders")
     if not prediction.is_dir():
-        return [(prediction, label)]
+        return [(prediction, label)], []
     labels = {stem(path): path for path in scans_in(label)}
     # Beside the scans themselves, or other files of that name, what ends in _seg is the prediction.
     files = sorted(scans_in(prediction), key=lambda path: stem(path).endswith("_seg"))
@@ -139,7 +141,8 @@ def _pairs(prediction: Path, label: Path) -> list[tuple[Path, Path]]:
         raise MissingInputError(
             f"{prediction}: {what}; names must be alike, a prediction's may end in _seg or _0000_seg"
         )
-    return [(predictions[name], path) for name, path in labels.items()]
+    pairs = [(predictions[name], path) for name, path in labels.items()]
+    return pairs, sorted(path.name for path in {*files} - {path for path, _ in pairs})
 
 
 def _case(prediction: Path, labels: Mapping[str, Path]) -> str:
@@ -170,14 +173,6 @@ def _doubt(lone: set[int]) -> Iterator[str]:
             f"warning: no prediction holds the label values {_some(sorted(lone))}; if a model merges them, give its "
             "data set's --labels DATASET.JSON"
         )
-
-
-def _passed_over(prediction: Path, pairs: Sequence[tuple[Path, Path]]) -> Iterator[str]:
-    """What to say of predictions that no label map belongs to."""
-    if prediction.is_dir():
-        lone = sorted(path.name for path in {*scans_in(prediction)} - {path for path, _ in pairs})
-        if lone:
-            yield f"warning: not scored: {_some(lone)}; no label map belongs to them, or a _seg file does"
 
 
 def _some(items: Sequence[object]) -> str:

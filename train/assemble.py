@@ -1,6 +1,5 @@
 """The parts of a run, made from its config: network, prepared cases, samplers, validation set."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,16 @@ from numpy.typing import NDArray
 
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
+from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, grid_of
 from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild, segmentor_config
-from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, made_folder, prepare
+from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, prepare
 from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
-from dropgen_rt.train.survey import Finding, refuse_faults, survey
+from dropgen_rt.train.survey import absent, refuse_faults, survey
 from dropgen_rt.train.synthesis import RandomSource
 from dropgen_rt.words import by
 
@@ -107,7 +107,7 @@ def prepared_cases(
     if dataset.synthesis is not None:
         refuse_faults(data, dataset.faults, (), dataset.table)
         return [], []
-    folder = made_folder(cache or default_cache())
+    folder = make_folder(cache or default_cache())
     training = dataset.few(config.subjects, config.seed)
     cases = (*training, *dataset.validation)
     if not ranks.first:
@@ -124,7 +124,10 @@ def prepared_cases(
             f"warning: label {name!r}: voxels of {by(config.spacing_mm)} mm are too large "
             f"for it in {lost} of {of} cases, which lose it; --spacing-mm X Y Z takes smaller ones"
         )
-    for label in undrawn(dataset, [by_case[case] for case in training]):
+    # Where all cases are taken, ``run`` has told what they lack.
+    some = len(training) < len(dataset.training)
+    undrawn = absent([by_case[case] for case in training], dataset.table) if some else []
+    for label in undrawn:
         console.line(
             f"warning: label {label!r}: in none of the {len(training)} training cases that were drawn, so it cannot be "
             "learnt; draw others by --seed, or more by --subjects"
@@ -132,15 +135,6 @@ def prepared_cases(
     if ranks.first:
         ranks.wait()
     return made[: len(training)], made[len(training) :]
-
-
-def undrawn(dataset: Dataset, drawn: Sequence[Finding]) -> list[str]:
-    """Labels that no drawn case has. Where all cases are taken, what they lack has been told by ``run``."""
-    if len(drawn) == len(dataset.training):
-        return []
-    return [
-        label.name for place, label in enumerate(dataset.labels) if not any(finding.voxels[place] for finding in drawn)
-    ]
 
 
 def make_sampler(dataset: Dataset, config: TrainConfig, cases: list[Prepared], device: torch.device) -> Sampler:

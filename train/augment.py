@@ -17,16 +17,13 @@ SHARPEN_ALPHA = (1.0, 5.0)
 DOWNSAMPLE_MODE = "area"
 
 
-def augmentation(
-    config: AugmentConfig, window: Sequence[int] = (1, 1, 1), spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
-) -> transforms.Compose:
+def augmentation(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> transforms.Compose:
     """For dictionaries of ``image`` (c, z, y, x) in [0, 1] and ``label`` (1, z, y, x); the image ends in [0, 1].
 
     ``window`` is the crop's (z, y, x) voxels, ``spacing_mm`` their (x, y, z): rotations and shears are those of a body,
     not of its voxels, and flat crops are tilted less.
     """
-    edges_mm = [edge * mm for edge, mm in zip(window, spacing_mm[::-1], strict=True)]
-    return transforms.Compose([*_spatial(config, edges_mm, spacing_mm), *_intensity(config), _clipped()])
+    return transforms.Compose([*_spatial(config, window, spacing_mm), *_intensity(config), _clipped()])
 
 
 class _GridInMillimetres(transforms.RandAffineGrid):
@@ -56,22 +53,20 @@ def rotations(most_degrees: float, edges_mm: Sequence[float]) -> tuple[float, ..
     return tuple(math.radians(most_degrees) * math.atan(min(plane) / max(plane)) / (math.pi / 4) for plane in planes)
 
 
-def _affine_grid(config: AugmentConfig, edges_mm: Sequence[float], spacing_mm: Sequence[float]) -> _GridInMillimetres:
-    angles = rotations(config.rotation_degrees, edges_mm)
+def _affine_grid(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> _GridInMillimetres:
+    voxel_mm = spacing_mm[::-1]
+    angles = rotations(config.rotation_degrees, [edge * mm for edge, mm in zip(window, voxel_mm, strict=True)])
     grid = _GridInMillimetres(angles, (config.shear,) * 3, scale_range=(config.scale,) * 3)
-    edges = torch.tensor([*spacing_mm[::-1]], dtype=torch.float32)
-    grid.edges = torch.cat([edges / edges.min(), torch.ones(1)]).reshape(4, 1, 1, 1)
+    grid.edges = torch.tensor([*(mm / min(voxel_mm) for mm in voxel_mm), 1.0]).reshape(4, 1, 1, 1)
     return grid
 
 
-def _spatial(
-    config: AugmentConfig, edges_mm: Sequence[float], spacing_mm: Sequence[float]
-) -> list[transforms.Transform]:
+def _spatial(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> list[transforms.Transform]:
     p, both = config.probability, ["image", "label"]
     steps: list[transforms.Transform] = []
     if config.rotation_degrees or config.shear or config.scale:
         affine = transforms.RandAffined(both, prob=p, mode=("bilinear", "nearest"), padding_mode="zeros")
-        affine.rand_affine.rand_affine_grid = _affine_grid(config, edges_mm, spacing_mm)
+        affine.rand_affine.rand_affine_grid = _affine_grid(config, window, spacing_mm)
         steps.append(affine)
     # Arrays are (z, y, x): x is the last of the three.
     steps += [transforms.RandFlipd(both, prob=0.5, spatial_axis=2 - AXES.index(axis)) for axis in config.flip_axes]

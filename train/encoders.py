@@ -14,10 +14,9 @@ import torch
 
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import MissingModelError, ModelError, ResourceError, UsageError
-from dropgen_rt.store import check_name, home
+from dropgen_rt.store import check_name, home, make_folder
 from dropgen_rt.train.checkpoint import load_encoder, save_encoder
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, UNet, UNetConfig
-from dropgen_rt.train.prepare import made_folder
 
 # The encoder that the package carries, and that train takes where none is named.
 DEFAULT_ENCODER = "stable"
@@ -125,7 +124,7 @@ def add(file: Path, name: str | None = None, source: str = "") -> Path:
         raise MissingModelError(f"{file}: no such file; give an encoder that dropgen-rt wrote or a published .pth")
     target = folder() / f"{check_name(name or file.name.split('.')[0])}.pt"
     encoder, note, half = read_any(file)
-    made_folder(folder())
+    make_folder(folder())
     save_encoder(target, encoder, {**note, "source": source or file.name, "source_sha256": _digest(file)}, half=half)
     return target
 
@@ -170,7 +169,7 @@ def fetch(name: str, sha256: str | None = None) -> Path:
             f"--sha256 {sha256}: not a digest; give the 64 digits that {HUB}/{published.repository} shows for "
             f"{published.file}, or leave it out for the pinned one"
         )
-    made_folder(folder())
+    make_folder(folder())
     with atomic_path(folder() / f".{published.file}") as temporary:
         _download(name, published, temporary)
         found = _digest(temporary)

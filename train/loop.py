@@ -20,6 +20,7 @@ from dropgen_rt.errors import DropgenError, UsageError
 from dropgen_rt.evaluate import dice_per_label, mean_of
 from dropgen_rt.kernels import Normalisation
 from dropgen_rt.slide import argmax_labels, slide
+from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.assemble import (
     load_network,
@@ -36,7 +37,6 @@ from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
 from dropgen_rt.train.parallel import ahead
-from dropgen_rt.train.prepare import made_folder
 from dropgen_rt.train.samples import Sampler, ScanSampler
 from dropgen_rt.train.synthesis import RandomSource
 from dropgen_rt.windows import WindowPlan
@@ -102,7 +102,7 @@ def train(
             start_from(init, network, config.encoder)
         share_batch_norms(network, ranks)
         move_to(network, place)
-        run = Run(network, dataset, config, made_folder(out), ranks, place)
+        run = Run(network, dataset, config, make_folder(out), ranks, place)
         if resume and (out / "last.pt").is_file():
             run.resume()
         training, validation = prepared_cases(data, dataset, config, cache, workers, ranks, console or Console(True))

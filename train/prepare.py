@@ -6,7 +6,7 @@ Torch is not imported here: the work runs in processes that would each pay for i
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from dropgen_rt.errors import GeometryError, ResourceError, UnsuitableInputError
 from dropgen_rt.evaluate import same_grid
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.preprocess import labels_to_working_grid, normalisation, to_working_grid
-from dropgen_rt.store import home
+from dropgen_rt.store import home, make_folder
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.parallel import each
 from dropgen_rt.train.survey import Finding
@@ -118,27 +118,19 @@ def default_cache() -> Path:
     return home() / "cache" / "prepared"
 
 
-def made_folder(folder: Path) -> Path:
-    """``folder``, made if need be. Raises OutputError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(folder, error) from error
-    return folder
-
-
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Held while a run folder is written to. Raises ResourceError if another process holds it, or OutputError."""
-    check_writable(made_folder(folder) / LOCK)  # filelock takes a lack of permission for another process that holds it
+    check_writable(make_folder(folder) / LOCK)  # filelock takes a lack of permission for another process that holds it
     lock = filelock.FileLock(folder / LOCK, timeout=0)
-    with suppress(NotImplementedError, OSError):  # a file system without locks keeps nobody out
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise ResourceError(
-                f"{folder}: another process trains into it; wait until it ends, or give another --out"
-            ) from error
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ResourceError(
+            f"{folder}: another process trains into it; wait until it ends, or give another --out"
+        ) from error
+    except OSError as error:
+        raise output_error(folder / LOCK, error) from error
     try:
         yield
     finally:
@@ -158,7 +150,7 @@ def prepare(
     A cached case is named by the content of its files and by the settings, so that a changed one is another.
     Arrays are memory-mapped. Raises OutputError if the cache cannot be written.
     """
-    made_folder(cache)
+    make_folder(cache)
     keys = [_key(finding, grid) for finding in findings]
     missing = [(case, key) for case, key in zip(cases, keys, strict=True) if not _is_there(cache, key)]
     if missing:

@@ -16,9 +16,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from dropgen_rt.atomic import atomic_path, output_error
+from dropgen_rt.store import make_folder
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.curves import draw_curves
-from dropgen_rt.train.prepare import made_folder
 
 COLUMNS = ("step", "seconds", "samples_per_s", "loss", "dice")
 LINE_EVERY = 50
@@ -31,7 +31,7 @@ class TrainingReport:
     """
 
     def __init__(self, out: Path, config: TrainConfig, resume: bool, speaks: bool = True) -> None:
-        self._out, self._config, self._speaks = made_folder(out), config, speaks
+        self._out, self._config, self._speaks = make_folder(out), config, speaks
         self._start, self._losses = time.perf_counter(), deque[float](maxlen=LINE_EVERY)
         # When the last steps ended, as if no validation had lain between them.
         self._moments = deque[float](maxlen=LINE_EVERY + 1)
@@ -44,7 +44,7 @@ class TrainingReport:
         if resume:
             self.rows = read_metrics(out)
         # Not SummaryWriter: its thread dies of a full disk, and the training then waits for it for ever.
-        self._events = EventsWriter(str(made_folder(out / "events") / "events"))
+        self._events = EventsWriter(str(make_folder(out / "events") / "events"))
         if sys.stdout.isatty():
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             self._bar = Progress(*columns)

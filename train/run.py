@@ -7,14 +7,15 @@ from typing import Any
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
+from dropgen_rt.store import make_folder
 from dropgen_rt.train.assemble import trained_choices
 from dropgen_rt.train.config import TrainConfig, build_config, parse_assignments, preset_for, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told
-from dropgen_rt.train.prepare import default_cache, made_folder
+from dropgen_rt.train.prepare import default_cache
 from dropgen_rt.train.segmentors import SWIN_STRIDE, WIDTH_STEPS, taken_width
-from dropgen_rt.train.survey import Finding, refuse_faults, survey
+from dropgen_rt.train.survey import Finding, absent, refuse_faults, survey
 from dropgen_rt.words import by
 
 # The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
@@ -62,11 +63,11 @@ def configure(
             f"it is made {width} channels wide"
         )
     dataset = read_dataset(data, split)
-    check_writable(made_folder(out) / "config.toml")  # before every file is read
+    check_writable(make_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
         return wanted
     found = fingerprint(data, dataset, cache, workers, console)
-    found.save(made_folder(out) / "fingerprint.json")
+    found.save(make_folder(out) / "fingerprint.json")
     for line in (*found.lines(), *told(dataset.training, dataset.validation, dataset.testing)):
         console.line(line)
     config = build_config(below, suggest(found, wanted, given), *given)
@@ -93,7 +94,7 @@ def _fitting(below: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> di
 def fingerprint(data: Path, dataset: Dataset, cache: Path | None, workers: int | None, console: Console) -> Fingerprint:
     """Of the training cases, once every file has been found sound. Raises FaultyDatasetError."""
     with console.progress("checking files", "cases") as progress:
-        findings = survey(dataset.cases, dataset.table, made_folder(cache or default_cache()), workers, progress)
+        findings = survey(dataset.cases, dataset.table, make_folder(cache or default_cache()), workers, progress)
     refuse_faults(data, dataset.faults, findings, dataset.table)
     for line in _warnings(dataset, findings):
         console.line(f"warning: {line}")
@@ -104,9 +105,8 @@ def _warnings(dataset: Dataset, findings: Sequence[Finding]) -> list[str]:
     """What is no fault of a file, but of the whole: labels that cannot be learnt, images on two sides of the split."""
     training = findings[: len(dataset.training)]
     lines = [
-        f"label {label.name!r}: in no training case, so it cannot be learnt; divide the cases otherwise by --split CSV"
-        for place, label in enumerate(dataset.labels)
-        if not any(finding.voxels[place] for finding in training)
+        f"label {name!r}: in no training case, so it cannot be learnt; divide the cases otherwise by --split CSV"
+        for name in absent(training, dataset.table)
     ]
     sides = (dataset.training, dataset.validation, dataset.testing)
     of = [side for side, cases in enumerate(sides) for _ in cases]

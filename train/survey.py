@@ -177,17 +177,22 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
+def absent(findings: Sequence[Finding], table: LabelTable) -> list[str]:
+    """Names of the labels that no case has; one whose label map could not be read has none."""
+    return [
+        label.name
+        for place, label in enumerate(table.labels)
+        if not any(finding.voxels[place] for finding in findings if finding.voxels)
+    ]
+
+
 def refuse_faults(folder: Path, naming: Sequence[str], findings: Sequence[Finding], table: LabelTable) -> None:
     """Raise FaultyDatasetError with every fault of a data set, those of its names first."""
     faults = [*naming, *(fault for finding in findings for fault in finding.faults)]
-    counts = np.zeros(len(table.labels), np.int64)
-    for finding in findings:
-        if finding.voxels:
-            counts += np.array(finding.voxels)
     if findings and not all(finding.faults and not finding.voxels for finding in findings):
-        absent = [label.name for label, count in zip(table.labels, counts, strict=True) if not count]
         faults += [
-            f"label {name!r}: in no case; remove it from dataset.json or add a case that has it" for name in absent
+            f"label {name!r}: in no case; remove it from dataset.json or add a case that has it"
+            for name in absent(findings, table)
         ]
     if faults:
         shown = [f"  - {fault}" for fault in faults[:SHOWN_FAULTS]]

@@ -18,6 +18,8 @@ STILL = AugmentConfig(
     smooth_voxels=(0, 0), sharpen=False,
 )  # fmt: skip
 
+# A window and a spacing that leave every rotation as it is.
+CUBE = (16, 16, 16), (1.0, 1.0, 1.0)
 # The standard deviation of a blob that is turned: wide enough for slices of 4 mm.
 BLOB_MM = 3.0
 
@@ -29,12 +31,12 @@ def crop() -> dict[str, torch.Tensor]:
 
 
 def drawn(config: AugmentConfig, seed: int) -> dict[str, torch.Tensor]:
-    out = augmentation(config).set_random_state(seed=seed)(crop())
+    out = augmentation(config, *CUBE).set_random_state(seed=seed)(crop())
     return {key: plain(value) for key, value in out.items()}
 
 
 def test_the_references_list_and_probabilities() -> None:
-    steps = augmentation(AugmentConfig()).transforms
+    steps = augmentation(AugmentConfig(), *CUBE).transforms
     names = {type(step).__name__ for step in steps}
     assert names == {
         "RandAffined", "RandSimulateLowResolutiond", "RandGaussianNoised", "RandBiasFieldd", "RandGibbsNoised",
@@ -54,7 +56,7 @@ def test_a_declared_axis_is_flipped_half_the_time_labels_too(axis: str, dimensio
     image = torch.arange(8 * 10 * 12, dtype=torch.float32).reshape(1, 8, 10, 12) / 960
     flips = 0
     for seed in range(40):
-        out = augmentation(config).set_random_state(seed=seed)({"image": image, "label": image})
+        out = augmentation(config, *CUBE).set_random_state(seed=seed)({"image": image, "label": image})
         flipped = torch.equal(plain(out["image"]), image.flip(dimension))
         assert flipped or torch.equal(plain(out["image"]), image)
         assert torch.equal(plain(out["label"]), plain(out["image"]))
@@ -92,7 +94,7 @@ def test_an_image_stays_on_its_labels(changes: dict[str, Any]) -> None:
     ball = np.linalg.norm(np.indices((32, 40, 32)) - np.reshape((14, 22, 15), (3, 1, 1, 1)), axis=0) < 7
     moved = []
     for seed in range(30):
-        augment = augmentation(replace(STILL, probability=1.0, **changes)).set_random_state(seed=seed)
+        augment = augmentation(replace(STILL, probability=1.0, **changes), *CUBE).set_random_state(seed=seed)
         out = augment(
             {
                 "image": torch.from_numpy(0.6 * ball[None].astype(np.float32)),

@@ -144,7 +144,8 @@ def test_a_run_is_repeated_from_its_config(balls: Path, encoder: Path, tmp_path:
         (["--subjects", 50], 3, "50 subjects were asked for, the data set has 5"),
         (["--encoder", "nowhere"], 4, "no encoder named 'nowhere'"),
         (["--split", "nowhere.csv"], 3, "nowhere.csv: no such file"),
-        (["--width", 100_000], 6, "this machine's memory does not hold this training; use a smaller --batch"),
+        # More than a process can address, so no machine is asked for memory that it might lend.
+        (["--width", 2_000_000], 6, "this machine's memory does not hold this training; use a smaller --batch"),
     ],
 )
 def test_refusals(balls: Path, tmp_path: Path, options: list, code: int, message: str) -> None:
@@ -171,6 +172,14 @@ def test_a_run_folder_that_another_process_trains_into(balls: Path, tmp_path: Pa
         f"error: {out}: another process trains into it; wait until it ends, or give another --out\n"
     )
     assert command("train", balls, "--out", out, "--method", "erm", *SMALL).exit_code == 0
+
+
+def test_a_run_folder_that_cannot_be_held(balls: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    result = command("train", balls, "--out", tmp_path / "run", "--method", "erm", *SMALL)
+    assert result.exit_code == OutputError.exit_code, result.output
+    assert result.stderr.startswith(f"error: cannot write {tmp_path / 'run' / '.lock'}: ")
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "run" / "last.pt").exists()
 
 
 def test_a_label_that_no_drawn_case_has(balls: Path, tmp_path: Path) -> None:
