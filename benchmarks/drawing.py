@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from recording import write
 
+from dropgen_rt.train.batches import Drawing
 from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.loop import Drawing
 from dropgen_rt.train.parallel import READY_PER_PROCESS, ahead
 from dropgen_rt.train.prepare import Prepared, places_of
 from dropgen_rt.train.samples import ScanSampler

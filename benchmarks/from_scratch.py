@@ -12,7 +12,7 @@ from recording import write
 from dropgen_rt import Model, Settings, open_engine, open_named, segment
 from dropgen_rt.cli import main as command
 from dropgen_rt.dataset_labels import read_label_table
-from dropgen_rt.evaluate import TOLERANCE_MM, in_one_map_only, mean_of, scores_of
+from dropgen_rt.evaluate import TOLERANCE_MM, in_one_map_only, mean_dice, mean_of, scores_of
 from dropgen_rt.train.outputs import finish
 from dropgen_rt.volume import read_label_map
 
@@ -93,5 +93,5 @@ def inferred(model: Model, data: Path, names: list[str], settings: Settings) -> 
             raw, grid = read_label_map(data / "labelsTr" / f"{name}.nii.gz")
             found = segment(data / "imagesTr" / f"{name}_0000.nii.gz", model, settings, engine=engine).labels.array[0]
             scores += scores_of(found, table.merge(raw), table, grid.spacing_mm, TOLERANCE_MM, name)
-    dice, hd95_mm = mean_of([score.dice for score in scores]), mean_of([score.hd95_mm for score in scores])
-    return round(dice, 5), round(hd95_mm, 2), in_one_map_only(scores)
+    hd95_mm = mean_of([score.hd95_mm for score in scores])
+    return round(mean_dice(scores), 5), round(hd95_mm, 2), in_one_map_only(scores)

@@ -58,11 +58,12 @@ def train(
     """Train a model on DATA (nnU-Net or Decathlon layout) into a run folder."""
     require_extra("train")
     from dropgen_rt.console import Console
+    from dropgen_rt.store import make_folder
     from dropgen_rt.train.device import choose_device
     from dropgen_rt.train.encoders import encoder_for, find_encoder
     from dropgen_rt.train.loop import train as run
     from dropgen_rt.train.outputs import advice, finish
-    from dropgen_rt.train.prepare import alone_in
+    from dropgen_rt.train.prepare import held
     from dropgen_rt.train.report import TrainingReport
     from dropgen_rt.train.run import configure
 
@@ -77,7 +78,7 @@ def train(
         workers=workers, console=console, resume=resume, init=init,
     )  # fmt: skip
     found = encoder_for(config.method, config.encoder or None)
-    with alone_in(out) if first else nullcontext():
+    with held(make_folder(out)) if first else nullcontext():
         with TrainingReport(out, config, resume, first) as report:
             best = run(
                 data, out, config, found, resume, report, init, device, split=split, cache=cache,

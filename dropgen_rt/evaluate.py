@@ -19,6 +19,7 @@ from dropgen_rt.inspect_file import scans_in
 from dropgen_rt.scan_header import refusal
 from dropgen_rt.surface import hd95_and_surface_dice
 from dropgen_rt.volume import read_label_map, stem
+from dropgen_rt.words import by
 
 # Two label maps are on one grid if no corner voxel lies further apart than this: float32 headers round so.
 SAME_PLACE_MM = 1e-2
@@ -111,13 +112,19 @@ def evaluate_files(
         yield line + (f", in one map only: {missing}" if missing else "")
     if out is not None:
         write_scores(out, prediction, label, scores, tolerance_mm)
-    yield f"mean Dice {mean_of([score.dice for score in scores]):.4f}"
+    yield f"mean Dice {mean_dice(scores):.4f}"
 
 
 def mean_of(values: Sequence[float]) -> float:
     """Of the finite values; NaN where there is none."""
     finite = [value for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else float("nan")
+
+
+def mean_dice(scores: Sequence[Score]) -> float:
+    """Over labels, of each one's mean over its subjects: what few subjects have counts as much as what all have."""
+    labels = dict.fromkeys(score.value for score in scores)
+    return mean_of([mean_of([score.dice for score in scores if score.value == value]) for value in labels])
 
 
 def in_one_map_only(scores: Sequence[Score]) -> int:
@@ -194,17 +201,24 @@ def _values_present(paths: Sequence[Path]) -> set[int]:
 
 def same_grid(mine: Geometry, theirs: Geometry, within_mm: float = SAME_PLACE_MM) -> bool:
     """Whether two grids have one size and their corner voxels lie within ``within_mm`` of each other."""
-    corners = np.vstack([np.zeros(3), np.diag(np.array(mine.size) - 1)])  # voxel 0 and the end of each axis
-    apart = np.abs(mine.to_world(corners) - theirs.to_world(corners)).max()
-    return mine.size == theirs.size and bool(apart <= within_mm)
+    return mine.size == theirs.size and corners_apart_mm(mine, theirs) <= within_mm
+
+
+def corners_apart_mm(mine: Geometry, theirs: Geometry) -> float:
+    """How far voxel 0, or the end of an axis, of one grid lies from that of another of its size, along x, y or z."""
+    corners = np.vstack([np.zeros(3), np.diag(np.array(mine.size) - 1)])
+    return float(np.abs(mine.to_world(corners) - theirs.to_world(corners)).max())
 
 
 def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geometry) -> None:
-    if not same_grid(mine, theirs):
-        raise GeometryError(
-            f"{prediction} ({mine.size} voxels) and {label} ({theirs.size} voxels) are not on one grid; "
-            "give a prediction made from the labelled scan itself"
-        )
+    if same_grid(mine, theirs):
+        return
+    differ = f"{by(mine.size)} and {by(theirs.size)} voxels"
+    if mine.size == theirs.size:
+        differ = f"both {by(mine.size)} voxels, which lie up to {corners_apart_mm(mine, theirs):.3g} mm apart"
+    raise GeometryError(
+        f"{prediction} and {label}: not on one grid ({differ}); give a prediction made from the labelled scan itself"
+    )
 
 
 def write_scores(out: Path, prediction: Path, label: Path, scores: Sequence[Score], tolerance_mm: float) -> None:
@@ -220,7 +234,7 @@ def write_scores(out: Path, prediction: Path, label: Path, scores: Sequence[Scor
         "label": label.name,
         "subjects": len({score.subject for score in scores}),
         "tolerance_mm": tolerance_mm,
-        "mean_dice": _known(mean_of([score.dice for score in scores])),
+        "mean_dice": _known(mean_dice(scores)),
         "labels": labels,
     }
     table = io.StringIO()

@@ -187,25 +187,42 @@ def test_images_are_no_label_maps(tmp_path):
 
 
 CUBE = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+BOTH = "both 3 x 3 x 3 voxels, which lie up to "
+FLIPPED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SWAPPED = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # x and y: voxel 0 and the opposite corner stay in place
 
 
 @pytest.mark.parametrize(
-    ("labels", "change"),
+    ("labels", "change", "differ"),
     [
-        (np.zeros((3, 3, 4), np.uint8), {}),
-        (CUBE, {"origin_mm": (0.0, 0.0, 0.5)}),
-        (CUBE, {"spacing_mm": (1.0, 1.1, 1.0)}),
-        (CUBE, {"direction": (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), "origin_mm": (2.0, 0.0, 0.0)}),
-        (CUBE, {"direction": SWAPPED}),
+        (np.zeros((3, 3, 4), np.uint8), {}, "3 x 3 x 3 and 4 x 3 x 3 voxels"),
+        (CUBE, {"origin_mm": (0.0, 0.0, 0.5)}, BOTH + "0.5 mm apart"),
+        (CUBE, {"spacing_mm": (1.0, 1.1, 1.0)}, BOTH + "0.2 mm apart"),
+        (CUBE, {"direction": FLIPPED, "origin_mm": (2.0, 0.0, 0.0)}, BOTH + "2 mm apart"),
+        (CUBE, {"direction": SWAPPED}, BOTH + "2 mm apart"),
     ],
     ids=["size", "origin", "spacing", "flip", "swap"],
 )
-def test_other_grids_are_refused(tmp_path, labels, change):
+def test_other_grids_are_refused(tmp_path, labels, change, differ):
     prediction = write(tmp_path / "p.nii.gz", CUBE)
     label = write(tmp_path / "l.nii.gz", labels, **change)
-    with pytest.raises(GeometryError, match="are not on one grid; give a prediction made from the labelled scan"):
+    with pytest.raises(GeometryError) as refused:
         list(evaluate_files(prediction, label, None, None))
+    assert str(refused.value) == (
+        f"{prediction} and {label}: not on one grid ({differ}); give a prediction made from the labelled scan itself"
+    )
+
+
+def test_mean_dice_is_over_labels_whatever_the_number_of_subjects_that_have_them(tmp_path):
+    for folder in ("found", "known"):
+        (tmp_path / folder).mkdir()
+    for name, found, known in (("a", line(1, 0, 2), line(1, 1, 2)), ("b", line(1, 0, 0), line(1, 1, 0))):
+        write(tmp_path / "found" / f"{name}.nii.gz", found)
+        write(tmp_path / "known" / f"{name}.nii.gz", known)
+    lines = list(evaluate_files(tmp_path / "found", tmp_path / "known", None, tmp_path / "out.json"))
+    # label 1: 2 * 1 / (1 + 2) in both; label 2: 1 in the one subject that has it
+    assert lines[-1] == "mean Dice 0.8333"
+    assert json.loads((tmp_path / "out.json").read_text())["mean_dice"] == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_a_rounded_origin_is_the_same_grid(tmp_path):

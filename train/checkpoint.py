@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import MissingModelError, ModelError
@@ -56,6 +57,11 @@ def load_encoder(path: Path) -> UNet:
             {key: value.float() if value.is_floating_point() else value for key, value in content["state"].items()}
         )
     return encoder.eval()
+
+
+def finite(network: nn.Module) -> bool:
+    """Whether all that a checkpoint would keep of a network is a number."""
+    return all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
 
 
 @contextmanager

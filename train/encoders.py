@@ -1,6 +1,5 @@
 """Encoders by name: the one in the package, those installed in the user's data folder, and those on the hub."""
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -17,6 +16,7 @@ from dropgen_rt.errors import MissingModelError, ModelError, ResourceError, Usag
 from dropgen_rt.store import check_name, home, make_folder
 from dropgen_rt.train.checkpoint import load_encoder, save_encoder
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, UNet, UNetConfig
+from dropgen_rt.volume import sha256_of
 
 # The encoder that the package carries, and that train takes where none is named.
 DEFAULT_ENCODER = "stable"
@@ -108,7 +108,7 @@ def describe() -> Iterator[str]:
         mark = ", the default" if path == packaged(DEFAULT_ENCODER) else ""
         yield (
             f"{name}: {encoder.config.out_channels} features, {million:.1f} M parameters, "
-            f"sha256 {_digest(path)[:12]}, {path}{mark}"
+            f"sha256 {sha256_of([path])[:12]}, {path}{mark}"
         )
     for name in sorted(set(PUBLISHED) - set(at_hand)):
         yield f"{name}: not at hand; dropgen-rt encoders fetch {name}"
@@ -125,7 +125,9 @@ def add(file: Path, name: str | None = None, source: str = "") -> Path:
     target = folder() / f"{check_name(name or file.name.split('.')[0])}.pt"
     encoder, note, half = read_any(file)
     make_folder(folder())
-    save_encoder(target, encoder, {**note, "source": source or file.name, "source_sha256": _digest(file)}, half=half)
+    save_encoder(
+        target, encoder, {**note, "source": source or file.name, "source_sha256": sha256_of([file])}, half=half
+    )
     return target
 
 
@@ -172,7 +174,7 @@ def fetch(name: str, sha256: str | None = None) -> Path:
     make_folder(folder())
     with atomic_path(folder() / f".{published.file}") as temporary:
         _download(name, published, temporary)
-        found = _digest(temporary)
+        found = sha256_of([temporary])
         if found != pinned:
             raise ModelError(f"{published.url}: sha256 is {found}, pinned is {pinned}; it was not installed")
         installed_at = add(temporary, name, published.url)
@@ -190,11 +192,3 @@ def _download(name: str, published: Published, to: Path) -> None:
             f"cannot reach {published.url} ({getattr(error, 'reason', error)}); on a machine with internet download "
             f"that file, copy it here, and run: dropgen-rt encoders add {published.file} --name {name}"
         ) from error
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

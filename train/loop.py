@@ -5,9 +5,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,41 +30,49 @@ from dropgen_rt.train.assemble import (
     start_from,
     validation_set,
 )
+from dropgen_rt.train.batches import batches
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.device import autocast, choose_device, half_of, memory_told, move_to
 from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
-from dropgen_rt.train.parallel import ahead
-from dropgen_rt.train.samples import Sampler, ScanSampler
-from dropgen_rt.train.synthesis import RandomSource
+from dropgen_rt.train.prepare import Prepared
+from dropgen_rt.train.samples import Sampler
 from dropgen_rt.windows import WindowPlan
 
 __all__ = ["Report", "Run", "load_network", "torch_infer", "train", "validate"]
 
 Report = Callable[[dict[str, object]], None]
-Batch = tuple[Tensor, Tensor]
 # What a resumed run may change: none of it changes what the network is or which samples it sees.
 CHANGEABLE = frozenset({"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile"})
 # A scale of fp16's losses, halved at each gradient that is not finite: thirty in a row lead here from its first one.
 SMALLEST_SCALE = 1e-4
-# Processes that draw crops beside a GPU, at most: each holds PyTorch and MONAI once more.
-MOST_DRAWING = 12
 
 
 @contextmanager
 def fast_cpu() -> Iterator[None]:
-    """All cores, and no denormal numbers, which slow a CPU's convolutions manyfold; both as before afterwards."""
+    """All cores, or as many threads as OMP_NUM_THREADS says, and no denormal numbers; both as before afterwards.
+
+    Denormal numbers slow a CPU's convolutions manyfold.
+    """
     threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1))
+    torch.set_num_threads(_threads())
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
+
+
+def _threads() -> int:
+    """Under torchrun, which sets OMP_NUM_THREADS to 1 whatever there is, this process's share of the cores."""
+    cores, processes = len(os.sched_getaffinity(0)), os.environ.get("LOCAL_WORLD_SIZE")
+    if processes is not None:
+        return max(cores // int(processes), 1)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else cores
 
 
 @memory_told()
@@ -106,6 +114,7 @@ def train(
         if resume and (out / "last.pt").is_file():
             run.resume()
         training, validation = prepared_cases(data, dataset, config, cache, workers, ranks, console or Console(True))
+        run.check_content((*training, *validation))
         if not run.step:
             run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
         if ranks.first:
@@ -134,6 +143,7 @@ class Run:
         self.network, self.dataset, self.config, self.out = network, dataset, config, out
         self.ranks, self.device = ranks, device
         self.step, self.best = 0, -1.0
+        self.content = ""  # a digest of what the prepared cases hold, once it is known
         self.dice: list[float] = []
         self.loss = make_loss(config.loss)
         self.optimiser = torch.optim.AdamW(
@@ -150,6 +160,7 @@ class Run:
             raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
         before = [label["name"] for label in content["labels"]], len(content["dataset"]["channels"])
         now = [label.name for label in self.dataset.labels], len(self.dataset.channels)
+        self.content = content.get("content", "")
         if content.get("cases", self._cases()) != self._cases() or before != now:
             raise UsageError(
                 f"{path}: was trained on other cases, labels or channels; give the DATA and --split of then, or "
@@ -163,6 +174,16 @@ class Run:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.best = int(content["progress"]["step"]), float(content["best"])
 
+    def check_content(self, cases: Sequence[Prepared]) -> None:
+        """Note what the prepared ``cases`` hold. Raises UsageError if a run that is resumed was trained on other."""
+        now = _digest([case.key for case in cases])
+        if self.content not in ("", now):  # older checkpoints do not tell
+            raise UsageError(
+                f"{self.out / 'last.pt'}: an image or a label map is another than it was trained on, or this version "
+                "prepares them otherwise; give those of then, or another --out"
+            )
+        self.content = now
+
     def go(
         self, sampler: Sampler, validation: list[tuple[NDArray, NDArray]], report: Report, workers: int | None = None
     ) -> None:
@@ -172,7 +193,7 @@ class Run:
         if config.compile:
             forward = torch.compile(forward)  # type: ignore[assignment]
         self.network.train()
-        for image, target in _batches(sampler, config, self.step, self.ranks, self.device, workers):
+        for image, target in batches(sampler, config, self.step, self.ranks, self.device, workers):
             # Seeded per step, so that the dropped channels too are those of an unbroken run.
             torch.manual_seed((config.seed * 1_000_003 + self.step) * self.ranks.world + self.ranks.rank)
             loss = self._step(forward, image, target)
@@ -223,7 +244,7 @@ class Run:
         """
         rivals = not self.config.image_alone(self.step - 1)
         improved = (rivals and dice > self.best) or not (self.out / "best.pt").is_file()
-        if not all(bool(torch.isfinite(value).all()) for value in self.network.state_dict().values()):
+        if not checkpoint.finite(self.network):
             raise self._unsound("a weight is not finite")
         self.best = max(self.best, dice) if rivals and not math.isnan(dice) else self.best
         if self.ranks.first and improved:
@@ -234,13 +255,14 @@ class Run:
         """``last.pt``: all that is needed to go on. The first process writes, the others wait."""
         if self.ranks.first:
             state = {"optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict(), "best": self.best}
-            checkpoint.save(self.out / "last.pt", {**self._content(), **state, "cases": self._cases()})
+            checkpoint.save(
+                self.out / "last.pt", {**self._content(), **state, "cases": self._cases(), "content": self.content}
+            )
         self.ranks.wait()
 
     def _cases(self) -> str:
         """A digest of which cases train and which validate, by name: the folder may have moved."""
-        names = [[case.name for case in cases] for cases in (self.dataset.training, self.dataset.validation)]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return _digest([[case.name for case in cases] for cases in (self.dataset.training, self.dataset.validation)])
 
     def _content(self) -> dict[str, object]:
         dataset = self.dataset
@@ -256,6 +278,10 @@ class Run:
         }
 
 
+def _digest(names: object) -> str:
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
 def cosine(peak: float, step: int, steps: int) -> float:
     """The learning rate of ``step``: from ``peak`` along half a cosine to 0 after ``steps``."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
@@ -266,50 +292,6 @@ def _changed(before: dict, now: dict) -> str:
     before = TrainConfig().summary() | before  # an option that an older version did not know had its default
     names = sorted({*before, *now} - CHANGEABLE)
     return ", ".join(name for name in names if before.get(name) != now.get(name))
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """Draws this process's part of a step's batch: a pure function of the step, wherever it runs.
-
-    ``places`` are those in the batch of all processes; ``device`` is where images are synthesised.
-    """
-
-    sampler: Sampler
-    seed: int
-    places: tuple[int, ...]
-    device: str = "cpu"
-
-    def __call__(self, step: int) -> Batch:
-        sources = (RandomSource.seeded(self.seed, step, place, device=self.device) for place in self.places)
-        images, targets = zip(*(self.sampler.draw(source) for source in sources), strict=True)
-        return torch.stack(images), torch.stack(targets)[:, None]
-
-    def arrays(self, step: int) -> tuple[NDArray, NDArray]:
-        """The same as arrays, which travel through a pipe: tensors take shared memory, and containers have little."""
-        image, target = self(step)
-        return image.numpy(), target.numpy()
-
-
-def _batches(
-    sampler: Sampler, config: TrainConfig, first: int, ranks: Ranks, device: torch.device, workers: int | None
-) -> Iterator[Batch]:
-    """Images (b, c, z, y, x) and targets (b, 1, z, y, x) on the device: this process's part of each batch.
-
-    On the CPU drawn between the steps: beside them both would want all cores, and together are slower. On a
-    GPU machine crops of scans are drawn ahead, by ``workers`` processes or one per core.
-    """
-    steps, places = range(first, config.steps), tuple(ranks.share(config.batch))
-    if device.type == "cuda" and isinstance(sampler, ScanSampler):
-        processes = workers or max(min(torch.get_num_threads(), MOST_DRAWING), 1)
-        drawn: Iterator[Batch] = (
-            (torch.from_numpy(image), torch.from_numpy(target))
-            for image, target in ahead(Drawing(sampler, config.seed, places).arrays, steps, processes)
-        )
-    else:
-        drawn = map(Drawing(sampler, config.seed, places, str(device)), steps)
-    for image, target in drawn:
-        yield image.to(device), target.to(device)
 
 
 def validate(

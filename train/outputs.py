@@ -18,6 +18,7 @@ from dropgen_rt.evaluate import (
     Score,
     dice_per_label,
     in_one_map_only,
+    mean_dice,
     mean_of,
     scores_of,
     write_scores,
@@ -28,7 +29,7 @@ from dropgen_rt.train.assemble import load_network
 from dropgen_rt.train.config import TrainConfig, build_config
 from dropgen_rt.train.curves import draw_examples
 from dropgen_rt.train.dataset import Dataset, grid_of, read_dataset
-from dropgen_rt.train.device import choose_device
+from dropgen_rt.train.device import choose_device, memory_told
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.loop import fast_cpu, torch_infer
 from dropgen_rt.train.network import DropGen
@@ -51,6 +52,7 @@ OTHER_WAYS = {
 }
 
 
+@memory_told()
 @fast_cpu()
 def finish(
     data: Path,
@@ -65,7 +67,7 @@ def finish(
 
     ``validation.csv`` and ``test.csv`` hold Dice, HD95 and surface Dice of every subject and label on the working
     grid, the JSON of the same name their means. Where images are synthesised there is nothing to score. Returns
-    the summary. Raises ModelError, InputError, OutputError.
+    the summary. Raises ModelError, InputError, OutputError, ResourceError.
     """
     console = console or Console(quiet=True)
     network, content = load_network(out / "best.pt")
@@ -104,7 +106,7 @@ def _score(
             found.append(predict(network, case.image, config))
             scores += scores_of(found[-1], case.label, dataset.table, config.spacing_mm, TOLERANCE_MM, case.name)
             if name == "validation":
-                for way, result in _other_ways(network, case.image, config, found[-1]).items():
+                for way, result in other_ways(network, case.image, config, found[-1]).items():
                     others[way].append(dice_per_label(result, case.label, labels))
             progress(done, len(prepared))
     write_scores(out / f"{name}.json", out / "best.pt", Path(dataset.name), scores, TOLERANCE_MM)
@@ -113,7 +115,7 @@ def _score(
     means = {label.name: [s for s in scores if s.value == label.value] for label in dataset.labels}
     return {
         "cases": len(prepared),
-        "mean_dice": _known(mean_of([score.dice for score in scores])),
+        "mean_dice": _known(mean_dice(scores)),
         "dice": {label: _known(mean_of([score.dice for score in some])) for label, some in means.items()},
         **{
             way: {label.name: _known(mean_of(dice)) for label, *dice in zip(dataset.labels, *rows, strict=True)}
@@ -126,11 +128,12 @@ def _score(
     }
 
 
-def _other_ways(
+def other_ways(
     network: DropGen, image: NDArray[np.float32], config: TrainConfig, found: NDArray[np.unsignedinteger]
 ) -> dict[str, NDArray[np.unsignedinteger]]:
-    """Labels of an image as each of ``OTHER_WAYS`` gives them, where ``found`` is what ``predict`` does."""
-    smooth = predict(network, image, config, "gaussian")
+    """(z, y, x) labels of an image (channels, z, y, x) by each of ``OTHER_WAYS``; ``found`` is what ``predict`` gives."""
+    one_window = all(edge <= most for edge, most in zip(found.shape, config.window, strict=True))
+    smooth = found if one_window else predict(network, image, config, "gaussian")
     alone, both = found.copy(), smooth.copy()
     for labels in (alone, both):
         keep_largest_component(labels)

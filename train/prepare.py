@@ -50,17 +50,19 @@ class Prepared:
     """One case on the working grid.
 
     ``image`` (channels, z, y, x) float32 in [0, 1], ``label`` (z, y, x) uint8, both perhaps memory-mapped;
-    ``places`` (n, 4) int32 rows of label value, z, y, x: voxels of each label. To another process a memory-mapped
-    array travels as its file's name.
+    ``places`` (n, 4) int32 rows of label value, z, y, x: voxels of each label. ``key`` names the content of its files
+    and the settings; it is empty where the case is of no cache. To another process a memory-mapped array travels as
+    its file's name.
     """
 
     name: str
     image: NDArray[np.float32]
     label: NDArray[np.unsignedinteger]
     places: NDArray[np.int32]
+    key: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (self.name, _packed(self.image), _packed(self.label), self.places)
+        return _unpacked, (self.name, _packed(self.image), _packed(self.label), self.places, self.key)
 
 
 def _packed(array: NDArray) -> NDArray | Path:
@@ -71,11 +73,11 @@ def _packed(array: NDArray) -> NDArray | Path:
     return file if array.offset + array.nbytes == file.stat().st_size else np.array(array)
 
 
-def _unpacked(name: str, image: NDArray | Path, label: NDArray | Path, places: NDArray) -> Prepared:
+def _unpacked(name: str, image: NDArray | Path, label: NDArray | Path, places: NDArray, key: str) -> Prepared:
     def whole(given: NDArray | Path) -> NDArray:
         return np.load(given, mmap_mode="r") if isinstance(given, Path) else given
 
-    return Prepared(name, whole(image), whole(label), places)
+    return Prepared(name, whole(image), whole(label), places, key)
 
 
 def on_working_grid(case: Case, grid: Grid) -> tuple[NDArray, NDArray]:
@@ -119,18 +121,22 @@ def default_cache() -> Path:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Held while a run folder is written to. Raises ResourceError if another process holds it, or OutputError."""
-    check_writable(make_folder(folder) / LOCK)  # filelock takes a lack of permission for another process that holds it
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
+def held(out: Path) -> Iterator[None]:
+    """While a run folder, or the file ``out``, is written to. Raises ResourceError where another process holds it.
+
+    A folder holds the lock itself, a file has it beside it, hidden. Raises OutputError where it cannot be made.
+    """
+    path = out / LOCK if out.is_dir() else out.with_name(f".{out.name}{LOCK}")
+    check_writable(path)  # filelock takes a lack of permission for another process that holds it
+    lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
         raise ResourceError(
-            f"{folder}: another process trains into it; wait until it ends, or give another --out"
+            f"{out}: another process trains into it; wait until it ends, or give another --out"
         ) from error
     except OSError as error:
-        raise output_error(folder / LOCK, error) from error
+        raise output_error(path, error) from error
     try:
         yield
     finally:
@@ -206,4 +212,4 @@ def _write(item: tuple[Case, str], grid: Grid, cache: Path) -> None:
 def load(cache: Path, key: str, name: str) -> Prepared:
     """A case of the cache, memory-mapped."""
     image, label, places = (np.load(path, mmap_mode="r") for path in _paths(cache, key))
-    return Prepared(name, image, label, np.asarray(places))
+    return Prepared(name, image, label, np.asarray(places), key)

@@ -21,6 +21,7 @@ from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.device import autocast, choose_device, move_to
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
+from dropgen_rt.train.prepare import held
 from dropgen_rt.train.shapes import cut_templates, shape_ensemble
 from dropgen_rt.train.synthesis import (
     SUBSAMPLES,
@@ -192,10 +193,27 @@ def pretrain(
 
     ``tissues`` is a synthesis.toml whose tissues merge source values, such as left and right. ``report`` gets a
     line every 50 steps. The state is kept beside ``out`` as NAME.state.pt, from which ``resume`` goes on. Raises
-    MissingInputError if the folder holds no label maps, DropgenError on NaN.
+    MissingInputError if the folder holds no label maps, UsageError where a state is there and not to be resumed,
+    ResourceError where another process trains into ``out``, DropgenError on NaN.
     """
     place = choose_device(device)
     check_writable(out)  # before the first hours have passed
+    with held(out):
+        _pretrain(folder, out, config, report, place, resume, tissues)
+
+
+def _pretrain(
+    folder: Path,
+    out: Path,
+    config: PretrainConfig,
+    report: Callable[[str], None],
+    place: torch.device,
+    resume: bool,
+    tissues: Path | None,
+) -> None:
+    state = out.with_suffix(".state.pt")
+    if not resume and state.is_file():
+        raise UsageError(f"{state}: holds a run already; go on with it by --resume, or give another --out")
     anatomy = Anatomy.read(folder, place, tissues)
     torch.manual_seed(config.seed)
     model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros")))
@@ -204,7 +222,6 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, PEAK_LEARNING_RATE, total_steps=max(config.steps, 2), pct_start=WARM_UP
     )
-    state = out.with_suffix(".state.pt")
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
     first = _resume(state, parts, config) if resume else 0
     provenance = {"label_maps": len(anatomy.maps), **asdict(config)}
@@ -221,6 +238,8 @@ def pretrain(
             mean = torch.stack(losses[-REPORT_EVERY:]).mean().item()
             if not np.isfinite(mean):
                 raise DropgenError(f"step {step + 1}: the loss is {mean}; {state} is the last sound state")
+            if saves and not checkpoint.finite(model):
+                raise DropgenError(f"step {step + 1}: a weight is not finite; {state} is the last sound state")
         if (step + 1) % REPORT_EVERY == 0 or last:
             report(f"step {step + 1} of {config.steps}: loss {mean:.3f}")
         if saves:

@@ -1,6 +1,6 @@
 """A run from a person's options: the data set is looked at, what was not given is chosen, then it trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,8 @@ def configure(
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
     wanted = build_config(_fitting(below, given), *given)
-    width = taken_width(wanted.segmentor, wanted.width)
-    if width != wanted.width:
-        console.line(
-            f"width {wanted.width}: {wanted.segmentor} takes multiples of {WIDTH_STEPS[wanted.segmentor]}; "
-            f"it is made {width} channels wide"
-        )
+    for line in _not_as_asked(wanted, _named(given[-2:])):  # a file's are those of another run
+        console.line(line)
     dataset = read_dataset(data, split)
     check_writable(make_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
@@ -81,6 +77,18 @@ def configure(
             "or see too little of a scan; --spacing-mm X Y Z takes another"
         )
     return config
+
+
+def _not_as_asked(wanted: TrainConfig, named: Collection[str]) -> Iterator[str]:
+    """A line for each choice that is taken otherwise than it was given, or not at all."""
+    width = taken_width(wanted.segmentor, wanted.width)
+    if width != wanted.width:
+        yield (
+            f"width {wanted.width}: {wanted.segmentor} takes multiples of {WIDTH_STEPS[wanted.segmentor]}; "
+            f"it is made {width} channels wide"
+        )
+    if "drop" in named and wanted.method != "dropgen":
+        yield f"drop {wanted.drop:g}: method {wanted.method} drops no channels, only dropgen does"
 
 
 def _fitting(below: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

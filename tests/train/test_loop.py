@@ -5,15 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
 import torch
 
 from dropgen_rt.errors import DropgenError, ModelError, ResourceError, UsageError
 from dropgen_rt.train import checkpoint
+from dropgen_rt.train.batches import Drawing
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_dataset
-from dropgen_rt.train.loop import Drawing, load_network, train
+from dropgen_rt.train.loop import fast_cpu, load_network, train
 from dropgen_rt.train.parallel import ahead
-from dropgen_rt.train.prepare import in_memory
+from dropgen_rt.train.prepare import held, in_memory
 from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
 from dropgen_rt.train.samples import ScanSampler
 from dropgen_rt.train.synthesis import RandomSource
@@ -94,6 +96,40 @@ def test_resume_with_other_cases_or_labels_is_refused(balls: Path, tmp_path: Pat
         part.rename(part.with_name(part.name.replace("case0", "other0")))
     with pytest.raises(UsageError, match="trained on other cases"):
         run(balls, tmp_path / "run", config, None, resume=True)
+
+
+@pytest.mark.parametrize("part", ["imagesTr/case0_0000.nii.gz", "labelsTr/case1.nii.gz", "labelsTr/case4.nii.gz"])
+def test_resume_with_other_content_is_refused(balls: Path, tmp_path: Path, part: str) -> None:
+    """A file that was exported again, under the same name."""
+    config = replace(CONFIG, method="erm")
+    run(balls, tmp_path / "run", config, None)
+    array = sitk.GetArrayFromImage(before := sitk.ReadImage(str(balls / part)))
+    changed = sitk.GetImageFromArray(array[::-1].copy())
+    changed.CopyInformation(before)
+    sitk.WriteImage(changed, str(balls / part))
+    with pytest.raises(UsageError, match=r"last\.pt: an image or a label map is another than it was trained on"):
+        run(balls, tmp_path / "run", config, None, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, 8), ({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": ""}, 8), ({"OMP_NUM_THREADS": "0"}, 8),
+        ({"OMP_NUM_THREADS": "2,1"}, 8), ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4),
+        ({"LOCAL_WORLD_SIZE": "16"}, 1),
+    ],
+)  # fmt: skip
+def test_threads(environment: dict[str, str], wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight cores, as if there were so many."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    with fast_cpu():
+        assert torch.get_num_threads() == wanted
+    assert torch.get_num_threads() == before
 
 
 def test_precision_may_change_to_fp16_on_resume(balls: Path, tmp_path: Path) -> None:
@@ -212,6 +248,35 @@ def test_pretraining_saves_no_state_of_nan(balls: Path, tmp_path: Path, monkeypa
     with pytest.raises(DropgenError, match="step 4: the loss is nan"):
         pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
     assert checkpoint.load(tmp_path / "encoder.state.pt", "dropgen-rt pretraining 1")["step"] == 2
+
+
+def test_pretraining_saves_no_weights_that_are_not_finite(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of a step stands one that spoils a weight in the fourth, whose own loss was sound."""
+    config = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2)
+
+    def descend(model: torch.nn.Module, *rest: object) -> torch.Tensor:
+        if rest[3] == 3:
+            next(model.parameters()).data.fill_(float("inf"))
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr("dropgen_rt.train.pretrain._descend", descend)
+    with pytest.raises(DropgenError, match=r"step 4: a weight is not finite; .* is the last sound state"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
+    assert checkpoint.load(tmp_path / "encoder.state.pt", "dropgen-rt pretraining 1")["step"] == 2
+    assert all(torch.isfinite(p).all() for p in checkpoint.load_encoder(tmp_path / "encoder.pt").parameters())
+
+
+def test_pretraining_overwrites_no_run(balls: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "encoder.pt", PretrainConfig(steps=1, batch=1, edge=32, width=4)
+    with held(out), pytest.raises(ResourceError, match="another process trains into it"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match=r"encoder\.state\.pt: holds a run already; go on with it by --resume"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    assert out.read_bytes() == before
 
 
 def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_path: Path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 import torch
@@ -12,10 +13,10 @@ from PIL import Image
 
 from dropgen_rt.cli import main
 from dropgen_rt.errors import MissingModelError, OutputError, ResourceError
-from dropgen_rt.train.config import IMAGE_FIRST, build_config, read_toml
+from dropgen_rt.train.config import IMAGE_FIRST, TrainConfig, build_config, read_toml
 from dropgen_rt.train.loop import load_network
-from dropgen_rt.train.outputs import OTHER_WAYS, advice
-from dropgen_rt.train.prepare import alone_in
+from dropgen_rt.train.outputs import OTHER_WAYS, advice, other_ways
+from dropgen_rt.train.prepare import held
 
 SMALL = ["--window", 16, 16, 16, "--width", 8, "--levels", 2, "--steps", 40, "--validate-every", 20, "--device", "cpu"]
 
@@ -106,6 +107,16 @@ def test_another_way_is_advised_where_no_label_loses(
         assert refused.exit_code == MissingModelError.exit_code, refused.output
 
 
+def test_scans_of_one_window_are_not_run_again_to_be_joined_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network is there: what asked one would fail."""
+    found = np.array([0, 1, 0, 1, 1, 0, 2], np.uint8).reshape(1, 1, -1)
+    config = TrainConfig(window=(16, 16, 16))
+    ways = other_ways(None, np.zeros((1, 1, 1, 7), np.float32), config, found)  # type: ignore[arg-type]
+    assert ways[SMOOTH].tolist() == found.tolist()
+    assert ways[ALONE].tolist() == ways[BOTH].tolist() == [[[0, 0, 0, 1, 1, 0, 0]]]
+    assert found.sum() == 5  # as it was
+
+
 def test_a_start_from_weights_scales_features_as_they_do(balls: Path, encoder: Path, tmp_path: Path) -> None:
     """``tiny`` as it is, and a run with features as they are and instance norms; both see them from the first step."""
     short = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu", "--encoder", encoder]
@@ -165,7 +176,8 @@ def test_a_run_folder_that_takes_no_files_is_found_before_the_cases_are_read(bal
 
 def test_a_run_folder_that_another_process_trains_into(balls: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with alone_in(out):
+    out.mkdir()
+    with held(out):
         second = command("train", balls, "--out", out, "--method", "erm", *SMALL)
     assert second.exit_code == ResourceError.exit_code, second.output
     assert second.stderr == (

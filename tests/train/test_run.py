@@ -32,6 +32,18 @@ def test_voxels_that_are_made_larger_are_told(balls: Path, tmp_path: Path, capsy
     )
 
 
+@pytest.mark.parametrize(("method", "told"), [("concat", True), ("features", True), ("erm", True), ("dropgen", False)])
+def test_dropout_that_a_method_does_without_is_told(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, told: bool
+) -> None:
+    config = chosen(balls, tmp_path, ["drop=0.5"], method=method)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("drop")]
+    assert lines == ([f"drop 0.5: method {method} drops no channels, only dropgen does"] if told else [])
+    assert config.channel_drop == (0.0 if told else 0.5)
+    chosen(balls, tmp_path / "other", [], method=method)  # the preset's own is nothing that anyone asked for
+    assert "drops no channels" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("kind", "width", "made"), [("segresnet", 20, 16), ("swinunetr", 8, 12), ("unet", 20, None)])
 def test_a_width_that_a_segmentor_does_not_take_is_told(
     balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, width: int, made: int | None
