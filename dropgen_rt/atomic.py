@@ -23,6 +23,7 @@ _NEXT_STEP = {
     errno.EIO: "the device reports an error; name another output folder",
 }
 
+_TEMPORARY = ".writing-"
 # Failures of a device carry no file name; only these are taken for a failure of the output.
 _DEVICE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -65,6 +66,18 @@ def atomic_group(finals: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
                 temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path, suffix: str) -> None:
+    """Delete what processes that were killed while they wrote files of ``suffix`` left in ``folder``.
+
+    For a caller who knows that no other process writes such files there now. Raises OutputError.
+    """
+    for left in folder.glob(f"{_TEMPORARY}*{suffix}"):
+        try:
+            left.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(left, error) from error
+
+
 def check_writable(final: Path) -> None:
     """Raise OutputError if no file could be made in this place, so that hours of work do not end there."""
     _create_beside(final).unlink()
@@ -80,7 +93,7 @@ def output_error(final: Path, error: OSError) -> OutputError:
 
 def _create_beside(final: Path) -> Path:
     # The stem is left out: with it, names near the file system's limit would not fit.
-    temporary = final.parent / f".writing-{secrets.token_hex(6)}{_suffix(final)}"
+    temporary = final.parent / f"{_TEMPORARY}{secrets.token_hex(6)}{_suffix(final)}"
     try:
         if final.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(final))

@@ -57,6 +57,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a model on DATA (nnU-Net or Decathlon layout) into a run folder."""
     require_extra("train")
+    from dropgen_rt.atomic import remove_unfinished
     from dropgen_rt.console import Console
     from dropgen_rt.store import make_folder
     from dropgen_rt.train.device import choose_device
@@ -79,6 +80,8 @@ def train(
     )  # fmt: skip
     found = encoder_for(config.method, config.encoder or None)
     with held(make_folder(out)) if first else nullcontext():
+        if first:  # a checkpoint of gigabytes that a kill cut short
+            remove_unfinished(out, ".pt")
         with TrainingReport(out, config, resume, first) as report:
             best = run(
                 data, out, config, found, resume, report, init, device, split=split, cache=cache,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dropgen_rt.atomic import atomic_group, atomic_path
+from dropgen_rt.atomic import atomic_group, atomic_path, remove_unfinished
 from dropgen_rt.errors import OutputError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.volume import LABEL_SUFFIXES, write_labels
@@ -66,6 +66,17 @@ def test_nothing_is_left_and_the_old_file_stays(error: type[BaseException], tmp_
         raise error
     assert final.read_text() == "old"
     assert list(tmp_path.iterdir()) == [final]
+
+
+def test_what_a_kill_left_is_removed_by_its_suffix(tmp_path: Path) -> None:
+    kept = [tmp_path / ".writing-0123.json", tmp_path / "last.pt"]
+    for path in (tmp_path / ".writing-0123.pt", *kept):
+        path.touch()
+    remove_unfinished(tmp_path, ".pt")
+    assert sorted(tmp_path.iterdir()) == kept
+    (tmp_path / ".writing-4567.pt").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*4567\.pt: a folder of this name is in the way"):
+        remove_unfinished(tmp_path, ".pt")
 
 
 def test_foreign_errors_are_not_taken_for_output(tmp_path: Path) -> None:

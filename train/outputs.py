@@ -131,7 +131,7 @@ def _score(
 def other_ways(
     network: DropGen, image: NDArray[np.float32], config: TrainConfig, found: NDArray[np.unsignedinteger]
 ) -> dict[str, NDArray[np.unsignedinteger]]:
-    """(z, y, x) labels of an image (channels, z, y, x) by each of ``OTHER_WAYS``; ``found`` is what ``predict`` gives."""
+    """(z, y, x) labels of an image (channels, z, y, x) by each of ``OTHER_WAYS``; ``found`` by ``predict``."""
     one_window = all(edge <= most for edge, most in zip(found.shape, config.window, strict=True))
     smooth = found if one_window else predict(network, image, config, "gaussian")
     alone, both = found.copy(), smooth.copy()
