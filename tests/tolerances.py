@@ -107,8 +107,3 @@ MOVED_VOXELS = 0.1
 # How far apart two blobs are after a turn, relative: interpolation between slices of 4 mm, and blobs' ends outside the
 # crop. Measured at most 0.003; turned in voxels in place of millimetres it is up to 0.7 and 1.0.
 TURNED_LENGTH = 0.01
-# A turned crop of noise that changes by up to 1 from voxel to voxel: float32 keeps its places to 1e-6 of an edge.
-# Measured at most 1.4e-6.
-GATHERED = 1e-5
-# Of its voxels, those whose nearest neighbour float32 finds as float64 does: places halfway between two go either way.
-SAME_NEAREST = 0.999

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from monai import transforms
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dropgen_rt.train.config import AXES, AugmentConfig
@@ -17,34 +17,29 @@ SHARPEN_ALPHA = (1.0, 5.0)
 DOWNSAMPLE_MODE = "area"
 
 
-def augmentation(config: AugmentConfig) -> transforms.Compose:
+def augmentation(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> transforms.Compose:
     """For dictionaries of ``image`` (c, z, y, x) in [0, 1] and ``label`` (1, z, y, x); the image ends in [0, 1].
 
-    Flips and intensities; what turns a crop is ``random_places``.
+    ``window`` is the crop's (z, y, x) voxels, ``spacing_mm`` their (x, y, z): rotations and shears are those of a body,
+    not of its voxels, and flat crops are tilted less.
     """
-    return transforms.Compose([*_flips(config), *_intensity(config), _clipped()])
+    return transforms.Compose([*_spatial(config, window, spacing_mm), *_intensity(config), _clipped()])
 
 
-def random_places(
-    config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float], rng: np.random.Generator
-) -> Tensor | None:
-    """Where the voxels of a crop that is turned, sheared and scaled about its centre come from; None if it stays.
+class _GridInMillimetres(transforms.RandAffineGrid):
+    """MONAI's, for voxels that need not be cubes: 45 degrees are 45 degrees, where slices are thick as well."""
 
-    (3, z, y, x) float32, in voxels along z, y and x from the crop's centre, for a crop of ``window`` (z, y, x) voxels
-    of ``spacing_mm`` (x, y, z). Turns and shears are those of a body, not of its voxels; flat crops are tilted less.
-    """
-    moves = config.rotation_degrees or config.shear or config.scale
-    if not moves or rng.random() >= config.probability:
-        return None
-    edges_mm = spacing_mm[::-1]
-    angles = rotations(config.rotation_degrees, [edge * mm for edge, mm in zip(window, edges_mm, strict=True)])
-    affine = transforms.RandAffineGrid(angles, (config.shear,) * 3, scale_range=(config.scale,) * 3)
-    affine.set_random_state(seed=int(rng.integers(2**31)))
-    axes = [torch.arange(edge, dtype=torch.float32) - (edge - 1) / 2 for edge in window]
-    places = torch.stack([*torch.meshgrid(*axes, indexing="ij"), torch.ones(tuple(window))])
-    # 45 degrees are 45 degrees, where slices are thick as well; the fourth coordinate is an affine map's 1.
-    edges = torch.tensor([*(mm / min(edges_mm) for mm in edges_mm), 1.0]).reshape(4, 1, 1, 1)
-    return (affine(grid=places * edges) / edges)[:3].float()
+    edges: Tensor  # (4, 1, 1, 1): z, y, x of a voxel by its smallest edge, and 1
+
+    def __call__(
+        self,
+        spatial_size: Sequence[int] | None = None,
+        grid: NDArray | Tensor | None = None,
+        randomize: bool = True,
+        lazy: bool | None = None,
+    ) -> Tensor:
+        assert isinstance(grid, Tensor)  # RandAffined made it: voxels (z, y, x, 1) from the crop's centre
+        return super().__call__(grid=grid * self.edges, randomize=randomize, lazy=lazy) / self.edges
 
 
 def rotations(most_degrees: float, edges_mm: Sequence[float]) -> tuple[float, ...]:
@@ -58,12 +53,23 @@ def rotations(most_degrees: float, edges_mm: Sequence[float]) -> tuple[float, ..
     return tuple(math.radians(most_degrees) * math.atan(min(plane) / max(plane)) / (math.pi / 4) for plane in planes)
 
 
-def _flips(config: AugmentConfig) -> list[transforms.Transform]:
-    both = ["image", "label"]
+def _affine_grid(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> _GridInMillimetres:
+    voxel_mm = spacing_mm[::-1]
+    angles = rotations(config.rotation_degrees, [edge * mm for edge, mm in zip(window, voxel_mm, strict=True)])
+    grid = _GridInMillimetres(angles, (config.shear,) * 3, scale_range=(config.scale,) * 3)
+    grid.edges = torch.tensor([*(mm / min(voxel_mm) for mm in voxel_mm), 1.0]).reshape(4, 1, 1, 1)
+    return grid
+
+
+def _spatial(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> list[transforms.Transform]:
+    p, both = config.probability, ["image", "label"]
+    steps: list[transforms.Transform] = []
+    if config.rotation_degrees or config.shear or config.scale:
+        affine = transforms.RandAffined(both, prob=p, mode=("bilinear", "nearest"), padding_mode="zeros")
+        affine.rand_affine.rand_affine_grid = _affine_grid(config, window, spacing_mm)
+        steps.append(affine)
     # Arrays are (z, y, x): x is the last of the three.
-    steps: list[transforms.Transform] = [
-        transforms.RandFlipd(both, prob=0.5, spatial_axis=2 - AXES.index(axis)) for axis in config.flip_axes
-    ]
+    steps += [transforms.RandFlipd(both, prob=0.5, spatial_axis=2 - AXES.index(axis)) for axis in config.flip_axes]
     if config.quarter_turns:
         steps.append(transforms.RandRotate90d(both, prob=0.5, max_k=3, spatial_axes=(1, 2)))
     return steps

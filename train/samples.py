@@ -13,12 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.transforms import Resample
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dropgen_rt.errors import UnsuitableInputError, UsageError
-from dropgen_rt.train.augment import augmentation, random_places
+from dropgen_rt.train.augment import augmentation
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Case, Dataset
 from dropgen_rt.train.prepare import Prepared
@@ -60,12 +59,10 @@ class ScanSampler:
     def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
         rng = source.numbers
         case = self.cases[rng.integers(len(self.cases))]
-        corner = self._corner(case, rng)
-        places = random_places(self.augment, self.window, self.spacing_mm, rng)
-        image, labels = cut(case, corner, self.window) if places is None else gathered(case, corner, places)
+        image, labels = cut(case, self._corner(case, rng), self.window)
         # MONAI's transforms carry their own generator: seeded from ours the sample is reproducible, and made anew
         # they can be drawn from in several threads.
-        augment = augmentation(self.augment)
+        augment = augmentation(self.augment, self.window, self.spacing_mm)
         augment.set_random_state(seed=int(rng.integers(2**31)))
         out = augment({"image": torch.from_numpy(image), "label": torch.from_numpy(labels[None])})
         kind = torch.uint8 if labels.dtype == np.uint8 else torch.int32
@@ -101,27 +98,6 @@ def cut(case: Prepared, corner: Sequence[int], window: tuple[int, int, int]) -> 
     image[(slice(None), *to)] = case.image[(slice(None), *inside)]
     labels[to] = case.label[inside]
     return image, labels
-
-
-def gathered(case: Prepared, corner: Sequence[int], places: Tensor) -> tuple[NDArray, NDArray]:
-    """Like ``cut``, each voxel from where ``places`` (3, z, y, x) says, in voxels from that crop's centre.
-
-    What a turned crop shows beyond its own edges is the scan's, as far as there is any: zeros there would be crops that
-    inference never meets.
-    """
-    window, shape = places.shape[1:], case.label.shape
-    centre = torch.tensor([first + (edge - 1) / 2 for first, edge in zip(corner, window, strict=True)])
-    voxels = places + centre.reshape(3, 1, 1, 1)
-    # Of the scan what they lie between, and a margin that is zeros.
-    low = np.maximum(np.floor(voxels.amin((1, 2, 3)).numpy()), -1).astype(int)
-    high = np.minimum(np.ceil(voxels.amax((1, 2, 3)).numpy()), shape).astype(int)
-    edges = np.maximum(high - low + 1, 2)
-    image, labels = cut(case, low.tolist(), tuple(edges.tolist()))
-    there = voxels - torch.from_numpy(low + (edges - 1) / 2).float().reshape(3, 1, 1, 1)
-    resample = Resample(padding_mode="zeros")
-    turned = resample(torch.from_numpy(image), there, mode="bilinear")
-    target = resample(torch.from_numpy(labels[None].astype(np.float32)), there, mode="nearest")
-    return plain(turned).numpy(), plain(target)[0].numpy().astype(labels.dtype)
 
 
 @dataclass(frozen=True)

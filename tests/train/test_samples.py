@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 import torch
-from scipy.ndimage import map_coordinates
-from tolerances import GATHERED, SAME_NEAREST
 
 from dropgen_rt.errors import UnreadableInputError, UnsuitableInputError, UsageError
-from dropgen_rt.train.augment import random_places
 from dropgen_rt.train.config import AugmentConfig, TrainConfig
 from dropgen_rt.train.dataset import read_dataset
 from dropgen_rt.train.prepare import Prepared
-from dropgen_rt.train.samples import ScanSampler, SyntheticSampler, cut, gathered, passes_of_an_average
+from dropgen_rt.train.samples import ScanSampler, SyntheticSampler, passes_of_an_average
 from dropgen_rt.train.synthesis import RandomSource, index_labels
 
 DRAWS = 16
@@ -132,48 +129,6 @@ def test_maps_of_unlike_voxels_and_empty_ones_are_refused(heads: Path) -> None:
 def test_a_synthesis_file_says_what_is_wrong(heads: Path, line: str, message: str) -> None:
     with pytest.raises(UnreadableInputError, match=message):
         made(heads, line)
-
-
-@pytest.mark.parametrize("corner", [(4, 6, 9), (-3, 6, 9), (9, 20, 24), (-20, 0, 0), (60, 60, 60)])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_turned_crop_is_what_the_scan_holds_there(corner: tuple[int, int, int], seed: int) -> None:
-    """Against SciPy in float64 over the whole scan, which is zeros outside; corners in it, across its edge, beyond."""
-    window, shape = (8, 12, 10), (14, 26, 30)
-    rng = np.random.default_rng(seed)
-    image, labels = rng.random((2, *shape), np.float32), rng.integers(0, 5, shape, np.uint8)
-    turns = AugmentConfig(probability=1.0)
-    places = random_places(turns, window, (1.0, 2.0, 3.0), rng)
-    assert places is not None
-    found = gathered(Prepared("scan", image, labels, np.zeros((0, 4), np.int32)), corner, places)
-    centre = np.reshape([first + (edge - 1) / 2 for first, edge in zip(corner, window, strict=True)], (3, 1, 1, 1))
-    voxels = places.double().numpy() + centre
-    for channel, wanted in zip(found[0], image.astype(np.float64), strict=True):
-        at = map_coordinates(wanted, voxels, order=1, mode="grid-constant")
-        assert np.abs(channel - at).max() <= GATHERED
-    at = map_coordinates(labels, voxels, order=0, mode="grid-constant")
-    assert (found[1] == at).mean() >= SAME_NEAREST and found[1].dtype == np.uint8
-
-
-def test_a_crop_that_stays_is_the_same_by_either_way() -> None:
-    rng = np.random.default_rng(0)
-    case = Prepared("scan", rng.random((1, 9, 9, 9), np.float32), rng.integers(0, 3, (9, 9, 9), np.uint8), np.zeros(0))
-    still = torch.stack(torch.meshgrid(*[torch.arange(6.0) - 2.5] * 3, indexing="ij"))
-    for corner in ((1, 2, 3), (-2, 5, 0)):
-        for one, other in zip(gathered(case, corner, still), cut(case, corner, (6, 6, 6)), strict=True):
-            assert np.abs(one - other).max() <= GATHERED
-
-
-def test_turned_crops_inside_a_scan_hold_no_zeros() -> None:
-    """What turns into the crop is the scan's; within the crop alone, corners would be zeros."""
-    everywhere = np.ones((64, 64, 64), np.uint8)
-    places = np.array([[1, 32, 32, 32]], np.int32)
-    case = Prepared("scan", everywhere[None].astype(np.float32), everywhere, places)
-    still = {"noise": 0.0, "bias_field": (0.0, 0.0), "gibbs": (0.0, 0.0)}
-    config = TrainConfig(window=(16, 16, 16), augment=AugmentConfig(probability=1.0, **still))
-    sampler = ScanSampler([case], config)
-    crops = [sampler.draw(RandomSource.seeded(0, step)) for step in range(DRAWS)]
-    inside = [target for _, target in crops if target.all()]
-    assert len(inside) >= DRAWS // 2  # others were cut at the scan's border
 
 
 def test_more_labels_than_a_byte_holds_stay_apart() -> None:
