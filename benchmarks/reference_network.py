@@ -4,7 +4,7 @@
         [--severity S]
     dropgen-rt train DATA --out RUN --drop 0.25 --width 20 --levels 5 --batch 2 --window 64 64 64 --spacing-mm 1 1 1 \
         --learning-rate 0.0007 --validate-every 700 --steps 1400 --precision bf16 \
-        --image-first 0 --feature-scale 1 --settle 0
+        --norm batch --image-first 0 --feature-scale 1 --settle 0
     dropgen-rt export RUN/best.pt -o reference.onnx --window 96 96 96 --golden SCAN
     dropgen-rt build-engine reference.onnx
     dropgen-rt bench --scan SCAN --model reference --checkpoint RUN/best.pt --against monai,torch,nnunet

@@ -1,7 +1,7 @@
 """The commands train and encoders, which need PyTorch. Heavy imports wait inside them."""
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -28,7 +28,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--settle", type=float, help="Share of the steps, the last, that drop nothing; tiny 0.1.")
 @click.option("--subjects", type=int, help="Train on this many cases, drawn by --seed.")
 @click.option("--segmentor", help="unet, dynunet, segresnet or swinunetr.")
-@click.option("--norm", help="Of segmentor unet: batch, folded away at export, or instance.")
+@click.option("--norm", help="Of segmentor unet: batch, folded away at export, or instance, as tiny has it.")
 @click.option("--loss", help="dice_ce, dice_focal, tversky or ce.")
 @click.option("--steps", type=int)
 @click.option("--batch", type=int, help="Crops per step, over all processes together.")
@@ -74,12 +74,17 @@ def train(
     choose_device(device)  # this and the encoder are found missing before every file is read
     if "encoder" in given:
         find_encoder(str(given["encoder"]))
-    config = configure(
-        data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
-        workers=workers, console=console, resume=resume, init=init,
-    )  # fmt: skip
-    found = encoder_for(config.method, config.encoder or None)
-    with held(make_folder(out)) if first else nullcontext():
+    with ExitStack() as holding:
+        there = out.is_dir()
+        if first and there:  # before anything in it is touched
+            holding.enter_context(held(out))
+        config = configure(
+            data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
+            workers=workers, console=console, resume=resume, init=init,
+        )  # fmt: skip
+        found = encoder_for(config.method, config.encoder or None)
+        if first and not there:
+            holding.enter_context(held(make_folder(out)))
         if first:  # a checkpoint of gigabytes that a kill cut short
             remove_unfinished(out, ".pt")
         with TrainingReport(out, config, resume, first) as report:

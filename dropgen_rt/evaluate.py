@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -201,13 +202,15 @@ def _values_present(paths: Sequence[Path]) -> set[int]:
 
 def same_grid(mine: Geometry, theirs: Geometry, within_mm: float = SAME_PLACE_MM) -> bool:
     """Whether two grids have one size and their corner voxels lie within ``within_mm`` of each other."""
-    return mine.size == theirs.size and corners_apart_mm(mine, theirs) <= within_mm
+    corners = np.vstack([np.zeros(3), np.diag(np.array(mine.size) - 1)])  # voxel 0 and the end of each axis
+    apart = np.abs(mine.to_world(corners) - theirs.to_world(corners)).max()
+    return mine.size == theirs.size and bool(apart <= within_mm)
 
 
-def corners_apart_mm(mine: Geometry, theirs: Geometry) -> float:
-    """How far voxel 0, or the end of an axis, of one grid lies from that of another of its size, along x, y or z."""
-    corners = np.vstack([np.zeros(3), np.diag(np.array(mine.size) - 1)])
-    return float(np.abs(mine.to_world(corners) - theirs.to_world(corners)).max())
+def _apart_mm(mine: Geometry, theirs: Geometry) -> float:
+    """The largest distance between corners of two grids of one size."""
+    corners = np.array(list(product(*((0, edge - 1) for edge in mine.size))))
+    return float(np.linalg.norm(mine.to_world(corners) - theirs.to_world(corners), axis=1).max())
 
 
 def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geometry) -> None:
@@ -215,7 +218,7 @@ def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geom
         return
     differ = f"{by(mine.size)} and {by(theirs.size)} voxels"
     if mine.size == theirs.size:
-        differ = f"both {by(mine.size)} voxels, which lie up to {corners_apart_mm(mine, theirs):.3g} mm apart"
+        differ = f"both {by(mine.size)} voxels, which lie up to {_apart_mm(mine, theirs):.4g} mm apart"
     raise GeometryError(
         f"{prediction} and {label}: not on one grid ({differ}); give a prediction made from the labelled scan itself"
     )

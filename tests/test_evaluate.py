@@ -199,7 +199,7 @@ SWAPPED = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # x and y: voxel 0 and 
         (CUBE, {"origin_mm": (0.0, 0.0, 0.5)}, BOTH + "0.5 mm apart"),
         (CUBE, {"spacing_mm": (1.0, 1.1, 1.0)}, BOTH + "0.2 mm apart"),
         (CUBE, {"direction": FLIPPED, "origin_mm": (2.0, 0.0, 0.0)}, BOTH + "2 mm apart"),
-        (CUBE, {"direction": SWAPPED}, BOTH + "2 mm apart"),
+        (CUBE, {"direction": SWAPPED}, BOTH + "2.828 mm apart"),
     ],
     ids=["size", "origin", "spacing", "flip", "swap"],
 )

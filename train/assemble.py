@@ -1,5 +1,6 @@
 """The parts of a run, made from its config: network, prepared cases, samplers, validation set."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
+from dropgen_rt.inspect_file import files_of
 from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import TrainConfig
@@ -20,6 +22,7 @@ from dropgen_rt.train.samples import Sampler, ScanSampler, SyntheticSampler
 from dropgen_rt.train.segmentors import MonaiConfig
 from dropgen_rt.train.survey import absent, refuse_faults, survey
 from dropgen_rt.train.synthesis import RandomSource
+from dropgen_rt.volume import sha256_of
 from dropgen_rt.words import by
 
 # Validation of synthetic data: this many fixed crops of the held-out label maps.
@@ -135,6 +138,13 @@ def prepared_cases(
     if ranks.first:
         ranks.wait()
     return made[: len(training)], made[len(training) :]
+
+
+def label_map_digests(dataset: Dataset) -> list[str]:
+    """Digests of what images are synthesised from: label maps, how their values are merged, synthesis.toml."""
+    described = repr((dataset.synthesis, dataset.table.sources))
+    maps = [sha256_of(files_of(case.label)) for case in (*dataset.training, *dataset.validation)]
+    return [hashlib.sha256(described.encode()).hexdigest(), *maps]
 
 
 def make_sampler(dataset: Dataset, config: TrainConfig, cases: list[Prepared], device: torch.device) -> Sampler:

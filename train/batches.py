@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.distributed import Ranks
-from dropgen_rt.train.parallel import ahead
+from dropgen_rt.train.parallel import ahead, cores
 from dropgen_rt.train.samples import Sampler, ScanSampler
 from dropgen_rt.train.synthesis import RandomSource
 
@@ -51,7 +51,7 @@ def batches(
     """
     steps, places = range(first, config.steps), tuple(ranks.share(config.batch))
     if device.type == "cuda" and isinstance(sampler, ScanSampler):
-        processes = workers or max(min(torch.get_num_threads(), MOST_DRAWING), 1)
+        processes = workers or min(cores(), MOST_DRAWING)
         drawn: Iterator[Batch] = (
             (torch.from_numpy(image), torch.from_numpy(target))
             for image, target in ahead(Drawing(sampler, config.seed, places).arrays, steps, processes)

@@ -59,9 +59,10 @@ def load_encoder(path: Path) -> UNet:
     return encoder.eval()
 
 
-def finite(network: nn.Module) -> bool:
-    """Whether all that a checkpoint would keep of a network is a number."""
-    return all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
+def finite(network: nn.Module, *, half: bool = False) -> bool:
+    """Whether all that a checkpoint would keep of a network is a number, in ``half`` of the precision too."""
+    values = network.state_dict().values()
+    return all(bool(torch.isfinite(value.half() if half else value).all()) for value in values)
 
 
 @contextmanager

@@ -191,10 +191,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
 PRESETS: dict[str, dict[str, Any]] = {
     # A small segmentor on few steps: three channels of four dropped is more than it learns to do without, and it gets
-    # further if it learns from the image first (docs/training-results.md).
+    # further if it learns from the image first. Batches of two leave batch norms noisy; norms of one crop stand other
+    # scanners better (docs/training-results.md).
     "tiny": {
         "steps": 7500, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3,
-        "drop": 0.25, "validate_every": 1000, "coverage": 0.125, **IMAGE_FIRST,
+        "drop": 0.25, "validate_every": 1000, "coverage": 0.125, "norm": "instance", **IMAGE_FIRST,
     },
     "edge": {
         "steps": 40_000, "batch": 4, "window": (96, 96, 96), "width": 12, "levels": 4, "learning_rate": 5e-4,
@@ -212,14 +213,17 @@ def preset_for(
 ) -> dict[str, Any]:
     """What preset ``name`` sets below the layers ``given``.
 
-    Methods without image or features have no order of the two. Weights to start from know features already:
-    ``trained`` is how their network scales these, and its norm. Raises UsageError for an unknown name.
+    Methods without image or features have no order of the two, and MONAI's segmentors norms of their own. Weights to
+    start from know features already: ``trained`` is how their network scales these, and its norm. Raises UsageError for
+    an unknown name.
     """
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}: accepted are {', '.join(PRESETS)}")
-    method = next((layer["method"] for layer in reversed(given) if "method" in layer), TrainConfig.method)
-    both = method in WITH_BOTH
+    named = {key: value for layer in given for key, value in layer.items()}
+    both = named.get("method", TrainConfig.method) in WITH_BOTH
     chosen = PRESETS[name]
+    if named.get("segmentor", TrainConfig.segmentor) != "unet":
+        chosen = _without(("norm",), chosen)
     if trained is not None or not both:
         chosen = _without(IMAGE_FIRST, chosen)
     chosen = chosen | dict(trained or {})

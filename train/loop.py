@@ -23,6 +23,7 @@ from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.assemble import (
+    label_map_digests,
     load_network,
     make_network,
     make_sampler,
@@ -37,7 +38,7 @@ from dropgen_rt.train.device import autocast, choose_device, half_of, memory_tol
 from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
-from dropgen_rt.train.prepare import Prepared
+from dropgen_rt.train.parallel import cores
 from dropgen_rt.train.samples import Sampler
 from dropgen_rt.windows import WindowPlan
 
@@ -67,12 +68,12 @@ def fast_cpu() -> Iterator[None]:
 
 
 def _threads() -> int:
-    """Under torchrun, which sets OMP_NUM_THREADS to 1 whatever there is, this process's share of the cores."""
-    cores, processes = len(os.sched_getaffinity(0)), os.environ.get("LOCAL_WORLD_SIZE")
-    if processes is not None:
-        return max(cores // int(processes), 1)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else cores
+    """As OMP_NUM_THREADS says, which may be a list of levels. A 1 that torchrun may have set itself says nothing."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+    if not asked.isdecimal() or int(asked) == 0 or (several and int(asked) == 1):
+        return cores()
+    return min(int(asked), cores())
 
 
 @memory_told()
@@ -114,7 +115,8 @@ def train(
         if resume and (out / "last.pt").is_file():
             run.resume()
         training, validation = prepared_cases(data, dataset, config, cache, workers, ranks, console or Console(True))
-        run.check_content((*training, *validation))
+        keys = [case.key for case in (*training, *validation)]
+        run.check_content(keys if dataset.synthesis is None else label_map_digests(dataset))
         if not run.step:
             run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
         if ranks.first:
@@ -174,13 +176,14 @@ class Run:
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.best = int(content["progress"]["step"]), float(content["best"])
 
-    def check_content(self, cases: Sequence[Prepared]) -> None:
-        """Note what the prepared ``cases`` hold. Raises UsageError if a run that is resumed was trained on other."""
-        now = _digest([case.key for case in cases])
+    def check_content(self, digests: Sequence[str]) -> None:
+        """Note ``digests`` of what the cases hold. Raises UsageError if a resumed run was trained on other content."""
+        now = _digest(digests)
         if self.content not in ("", now):  # older checkpoints do not tell
             raise UsageError(
-                f"{self.out / 'last.pt'}: an image or a label map is another than it was trained on, or this version "
-                "prepares them otherwise; give those of then, or another --out"
+                f"{self.out / 'last.pt'}: a file of images or labels, what dataset.json merges, or synthesis.toml is "
+                "another than it was trained with, or this version prepares cases otherwise; give those of then, or "
+                "another --out"
             )
         self.content = now
 

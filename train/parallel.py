@@ -19,6 +19,11 @@ Result = TypeVar("Result")
 WORTH_A_PROCESS = 8
 
 
+def cores() -> int:
+    """Cores for this process: its share of the machine's, where torchrun started several on it."""
+    return max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
 def workers_for(items: int, wanted: int | None = None) -> int:
     """Processes to use: ``wanted``, or one per core as far as the items are worth it."""
     return wanted or max(1, min(len(os.sched_getaffinity(0)), items // WORTH_A_PROCESS))

@@ -46,6 +46,7 @@ SEVERITY = 1.2
 PEAK_LEARNING_RATE, WARM_UP = 1e-3, 0.05
 REPORT_EVERY = 50
 STATE_FORMAT = "dropgen-rt pretraining 1"
+STATE_SUFFIX = ".state.pt"
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def pretrain(
     """
     place = choose_device(device)
     check_writable(out)  # before the first hours have passed
-    with held(out):
+    with held(out.with_suffix(STATE_SUFFIX)):
         _pretrain(folder, out, config, report, place, resume, tissues)
 
 
@@ -211,9 +212,10 @@ def _pretrain(
     resume: bool,
     tissues: Path | None,
 ) -> None:
-    state = out.with_suffix(".state.pt")
-    if not resume and state.is_file():
-        raise UsageError(f"{state}: holds a run already; go on with it by --resume, or give another --out")
+    state = out.with_suffix(STATE_SUFFIX)
+    for there in (state, out):
+        if not resume and there.is_file():
+            raise UsageError(f"{there}: is there already; go on with its run by --resume, or give another --out")
     anatomy = Anatomy.read(folder, place, tissues)
     torch.manual_seed(config.seed)
     model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros")))
@@ -237,9 +239,9 @@ def _pretrain(
             # A state of NaN must not be saved over a sound one.
             mean = torch.stack(losses[-REPORT_EVERY:]).mean().item()
             if not np.isfinite(mean):
-                raise DropgenError(f"step {step + 1}: the loss is {mean}; {state} is the last sound state")
-            if saves and not checkpoint.finite(model):
-                raise DropgenError(f"step {step + 1}: a weight is not finite; {state} is the last sound state")
+                raise _unsound(step + 1, f"the loss is {mean}", state)
+            if saves and not (checkpoint.finite(model) and checkpoint.finite(model.encoder, half=True)):
+                raise _unsound(step + 1, "a weight is not finite", state)
         if (step + 1) % REPORT_EVERY == 0 or last:
             report(f"step {step + 1} of {config.steps}: loss {mean:.3f}")
         if saves:
@@ -265,6 +267,11 @@ def _descend(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     return loss.detach()
+
+
+def _unsound(step: int, what: str, state: Path) -> DropgenError:
+    kept = f"{state} is the last sound state" if state.is_file() else "nothing had been saved before"
+    return DropgenError(f"step {step}: {what}; {kept}")
 
 
 def _resume(path: Path, parts: dict, config: PretrainConfig) -> int:

@@ -33,7 +33,7 @@ def test_the_tiny_preset_suits_every_method(method: str) -> None:
     both = method in ("dropgen", "concat")
     expected = tuple(IMAGE_FIRST.values()) if both else (0.0, 1.0, 0.0)
     assert (config.image_first, config.feature_scale, config.settle) == expected
-    assert (config.method, config.steps, config.width, config.norm) == (method, 10, 8, "batch")
+    assert (config.method, config.steps, config.width, config.norm) == (method, 10, 8, "instance")
 
 
 def test_the_method_is_dropgen_unless_named() -> None:
@@ -49,6 +49,10 @@ def test_weights_to_start_from_know_features_already() -> None:
 
 
 def test_norms_of_monais_segmentors_are_their_own() -> None:
+    given = [{"segmentor": "unet"}, {"segmentor": "dynunet"}]  # a file's, and an option over it
+    config = build_config(preset_for("tiny", given), *given)
+    assert (config.segmentor, config.norm, config.width) == ("dynunet", "batch", PRESETS["tiny"]["width"])
+    assert "norm" in preset_for("tiny", given[::-1])
     with pytest.raises(UsageError, match="norm 'instance': dynunet has norms of its own; give --norm batch"):
         TrainConfig(norm="instance", segmentor="dynunet")
 

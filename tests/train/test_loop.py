@@ -1,5 +1,7 @@
 """Training learns, stops soundly, and resumes to the very weights of an unbroken run."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from dropgen_rt.train.batches import Drawing
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_dataset
 from dropgen_rt.train.loop import fast_cpu, load_network, train
-from dropgen_rt.train.parallel import ahead
+from dropgen_rt.train.parallel import ahead, cores
 from dropgen_rt.train.prepare import held, in_memory
 from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
 from dropgen_rt.train.samples import ScanSampler
@@ -107,7 +109,33 @@ def test_resume_with_other_content_is_refused(balls: Path, tmp_path: Path, part:
     changed = sitk.GetImageFromArray(array[::-1].copy())
     changed.CopyInformation(before)
     sitk.WriteImage(changed, str(balls / part))
-    with pytest.raises(UsageError, match=r"last\.pt: an image or a label map is another than it was trained on"):
+    with pytest.raises(
+        UsageError, match=r"last\.pt: a file of images or labels, .* is another than it was trained with"
+    ):
+        run(balls, tmp_path / "run", config, None, resume=True)
+
+
+def test_resume_with_labels_merged_otherwise_is_refused(balls: Path, tmp_path: Path) -> None:
+    config, described = replace(CONFIG, method="erm"), json.loads((balls / "dataset.json").read_text())
+    run(balls, tmp_path / "run", config, None)
+    described["labels"] = {"background": 0, "dim": 2, "bright": 1}
+    (balls / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(UsageError, match=r"what dataset\.json merges, .* is another than it was trained with"):
+        run(balls, tmp_path / "run", config, None, resume=True)
+
+
+@pytest.mark.parametrize("part", ["labelsTr/case1.nii.gz", "synthesis.toml"])
+def test_resume_of_other_synthesised_images_is_refused(balls: Path, tmp_path: Path, part: str) -> None:
+    table = "[contrasts]\nt1 = 1.0\n[tissues]\ndim = [1]\nbright = [2]\n[means.t1]\ndim = 0.3\nbright = 0.8\n"
+    (balls / "synthesis.toml").write_text(table)
+    config = replace(CONFIG, method="erm", steps=2, validate_every=2)
+    run(balls, tmp_path / "run", config, None)
+    assert run(balls, tmp_path / "run", config, None, resume=True) == []
+    if part == "synthesis.toml":
+        (balls / part).write_text(table.replace("0.3", "0.4"))
+    else:
+        shutil.copy(balls / "labelsTr" / "case2.nii.gz", balls / part)
+    with pytest.raises(UsageError, match=r"or synthesis\.toml is another than it was trained with"):
         run(balls, tmp_path / "run", config, None, resume=True)
 
 
@@ -115,8 +143,9 @@ def test_resume_with_other_content_is_refused(balls: Path, tmp_path: Path, part:
     ("environment", "wanted"),
     [
         ({}, 8), ({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": ""}, 8), ({"OMP_NUM_THREADS": "0"}, 8),
-        ({"OMP_NUM_THREADS": "2,1"}, 8), ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4),
-        ({"LOCAL_WORLD_SIZE": "16"}, 1),
+        ({"OMP_NUM_THREADS": " 2,1"}, 2), ({"OMP_NUM_THREADS": "9" * 14}, 8), ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4), ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}, 3),
+        ({"LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}, 1), ({"LOCAL_WORLD_SIZE": "16"}, 1),
     ],
 )  # fmt: skip
 def test_threads(environment: dict[str, str], wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +158,7 @@ def test_threads(environment: dict[str, str], wanted: int, monkeypatch: pytest.M
     before = torch.get_num_threads()
     with fast_cpu():
         assert torch.get_num_threads() == wanted
+        assert cores() == max(8 // int(environment.get("LOCAL_WORLD_SIZE", "1")), 1)  # processes that draw crops
     assert torch.get_num_threads() == before
 
 
@@ -253,15 +283,18 @@ def test_pretraining_saves_no_state_of_nan(balls: Path, tmp_path: Path, monkeypa
 def test_pretraining_saves_no_weights_that_are_not_finite(
     balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the place of a step stands one that spoils a weight in the fourth, whose own loss was sound."""
-    config = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2)
+    """In the place of a step stands one that spoils a weight in one step, whose own loss was sound; 1e5 is no fp16."""
+    config, spoilt = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2), [1, float("inf")]
 
     def descend(model: torch.nn.Module, *rest: object) -> torch.Tensor:
-        if rest[3] == 3:
-            next(model.parameters()).data.fill_(float("inf"))
+        if rest[3] == spoilt[0]:
+            next(model.parameters()).data.fill_(spoilt[1])
         return torch.tensor(1.0)
 
     monkeypatch.setattr("dropgen_rt.train.pretrain._descend", descend)
+    with pytest.raises(DropgenError, match=r"step 2: a weight is not finite; nothing had been saved before"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
+    spoilt[:] = [3, 1e5]
     with pytest.raises(DropgenError, match=r"step 4: a weight is not finite; .* is the last sound state"):
         pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
     assert checkpoint.load(tmp_path / "encoder.state.pt", "dropgen-rt pretraining 1")["step"] == 2
@@ -270,11 +303,15 @@ def test_pretraining_saves_no_weights_that_are_not_finite(
 
 def test_pretraining_overwrites_no_run(balls: Path, tmp_path: Path) -> None:
     out, config = tmp_path / "encoder.pt", PretrainConfig(steps=1, batch=1, edge=32, width=4)
-    with held(out), pytest.raises(ResourceError, match="another process trains into it"):
+    state = tmp_path / "encoder.state.pt"
+    with held(state), pytest.raises(ResourceError, match="another process trains into it"):
         pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
     pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
     before = out.read_bytes()
-    with pytest.raises(UsageError, match=r"encoder\.state\.pt: holds a run already; go on with it by --resume"):
+    with pytest.raises(UsageError, match=r"encoder\.state\.pt: is there already; go on with its run by --resume"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    state.unlink()
+    with pytest.raises(UsageError, match=r"encoder\.pt: is there already"):
         pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
     assert out.read_bytes() == before
 

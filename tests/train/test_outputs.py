@@ -118,10 +118,10 @@ def test_scans_of_one_window_are_not_run_again_to_be_joined_otherwise(monkeypatc
 
 
 def test_a_start_from_weights_scales_features_as_they_do(balls: Path, encoder: Path, tmp_path: Path) -> None:
-    """``tiny`` as it is, and a run with features as they are and instance norms; both see them from the first step."""
+    """``tiny`` as it is, and a run with features as they are and batch norms; both see them from the first step."""
     short = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu", "--encoder", encoder]
-    tiny, other = (IMAGE_FIRST["feature_scale"], "batch"), (1.0, "instance")
-    for name, given, known in (("as_it_is", [], tiny), ("other", ["--feature-scale", 1, "--norm", "instance"], other)):
+    tiny, other = (IMAGE_FIRST["feature_scale"], "instance"), (1.0, "batch")
+    for name, given, known in (("as_it_is", [], tiny), ("other", ["--feature-scale", 1, "--norm", "batch"], other)):
         first, second = tmp_path / name / "a", tmp_path / name / "b"
         assert command("train", balls, "--out", first, *given, *short).exit_code == 0
         start = ["--resume"] if name == "other" else []  # as queued jobs say it, whether there is a run yet or not
@@ -183,6 +183,7 @@ def test_a_run_folder_that_another_process_trains_into(balls: Path, tmp_path: Pa
     assert second.stderr == (
         f"error: {out}: another process trains into it; wait until it ends, or give another --out\n"
     )
+    assert not (out / "fingerprint.json").exists()  # what the first has there is not touched
     assert command("train", balls, "--out", out, "--method", "erm", *SMALL).exit_code == 0
 
 

@@ -31,6 +31,7 @@ def quiet(row: dict) -> None:
 def options(data: Path, out: Path, steps: int) -> list[str]:
     line = ["train", data, "--out", out, "--method", "erm", "--steps", steps, "--validate-every", 2, "--width", 4]
     line += ["--levels", 2, "--window", 16, 16, 16, "--device", "cpu", "--spacing-mm", 1, 1, 1]
+    line += ["--norm", CONFIG.norm]
     return [str(COMMAND), *map(str, line)]
 
 
