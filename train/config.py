@@ -191,8 +191,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
 PRESETS: dict[str, dict[str, Any]] = {
     # A small segmentor on few steps: three channels of four dropped is more than it learns to do without, and it gets
-    # further if it learns from the image first. Batches of two leave batch norms noisy; norms of one crop stand other
-    # scanners better (docs/training-results.md).
+    # further if it learns from the image first. Batches of two leave batch norms noisy; norms of one crop stand changed
+    # contrast better (docs/training-results.md).
     "tiny": {
         "steps": 7500, "batch": 2, "window": (48, 48, 48), "width": 8, "levels": 4, "learning_rate": 1e-3,
         "drop": 0.25, "validate_every": 1000, "coverage": 0.125, "norm": "instance", **IMAGE_FIRST,

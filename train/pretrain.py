@@ -194,8 +194,8 @@ def pretrain(
 
     ``tissues`` is a synthesis.toml whose tissues merge source values, such as left and right. ``report`` gets a
     line every 50 steps. The state is kept beside ``out`` as NAME.state.pt, from which ``resume`` goes on. Raises
-    MissingInputError if the folder holds no label maps, UsageError where a state is there and not to be resumed,
-    ResourceError where another process trains into ``out``, DropgenError on NaN.
+    MissingInputError if the folder holds no label maps, UsageError where a state or ``out`` is there and not
+    to be resumed, ResourceError where another process trains into ``out``, DropgenError on NaN.
     """
     place = choose_device(device)
     check_writable(out)  # before the first hours have passed

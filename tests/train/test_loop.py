@@ -149,7 +149,7 @@ def test_resume_of_other_synthesised_images_is_refused(balls: Path, tmp_path: Pa
     ],
 )  # fmt: skip
 def test_threads(environment: dict[str, str], wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of eight cores, as if there were so many."""
+    """A list of eight cores stands in for this machine's; the threads that PyTorch then takes are real."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -283,7 +283,10 @@ def test_pretraining_saves_no_state_of_nan(balls: Path, tmp_path: Path, monkeypa
 def test_pretraining_saves_no_weights_that_are_not_finite(
     balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the place of a step stands one that spoils a weight in one step, whose own loss was sound; 1e5 is no fp16."""
+    """In the place of a step stands one that spoils a weight, whose own loss was sound: infinite, or past fp16's 65504.
+
+    What is saved, and when, is real.
+    """
     config, spoilt = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2), [1, float("inf")]
 
     def descend(model: torch.nn.Module, *rest: object) -> torch.Tensor:

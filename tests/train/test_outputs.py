@@ -107,8 +107,8 @@ def test_another_way_is_advised_where_no_label_loses(
         assert refused.exit_code == MissingModelError.exit_code, refused.output
 
 
-def test_scans_of_one_window_are_not_run_again_to_be_joined_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network is there: what asked one would fail."""
+def test_scans_of_one_window_are_not_run_again_to_be_joined_otherwise() -> None:
+    """None stands in the network's place: what asked it would fail."""
     found = np.array([0, 1, 0, 1, 1, 0, 2], np.uint8).reshape(1, 1, -1)
     config = TrainConfig(window=(16, 16, 16))
     ways = other_ways(None, np.zeros((1, 1, 1, 7), np.float32), config, found)  # type: ignore[arg-type]
