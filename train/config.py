@@ -20,6 +20,8 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 AXES = ("x", "y", "z")
 # Times the million that keeps the seeds of steps apart it must fit into PyTorch's 64 bits.
 MOST_SEED = 2**31 - 1
+# AdamW holds these in float32: ten times the learning rate, in its first step, and the rate times the weight decay.
+MOST_IN_STEP = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class TrainConfig:
             value = getattr(self, name)
             if not 0 <= value < math.inf or (value == 0 and not zero):
                 raise UsageError(f"{name} {value}: accepted is a number {'from' if zero else 'above'} 0")
+        if self.learning_rate * max(self.weight_decay, 10) > MOST_IN_STEP:
+            raise UsageError(
+                f"learning_rate {self.learning_rate:g} with weight_decay {self.weight_decay:g}: a step would pass what "
+                "float32 holds; give smaller ones"
+            )
         if not 0 <= self.seed <= MOST_SEED:
             raise UsageError(f"seed {self.seed}: accepted is a whole number from 0 to {MOST_SEED}")
 

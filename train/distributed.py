@@ -5,6 +5,7 @@ their statistics, so that the number of processes changes nothing but rounding.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dropgen_rt.errors import UsageError
+from dropgen_rt.errors import ResourceError, UsageError
 
 Value = TypeVar("Value")
 # The first process may prepare a large data set while the others wait.
 PATIENCE = timedelta(hours=12)
+# What gloo and NCCL say then; they have no error class of their own for it.
+LOST_PEER = re.compile(r"gloo.*(closed by peer|reset by peer|broken pipe)|ncclRemoteError", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class Ranks:
 
 @contextmanager
 def ranks_of_environment(device_type: str) -> Iterator[Ranks]:
-    """The process group that torchrun's environment describes; without one, a single process."""
+    """The process group that torchrun's environment describes; without one, a single process.
+
+    Raises ResourceError where the exchange with another process ends: that one tells why.
+    """
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield Ranks()
         return
@@ -67,6 +73,10 @@ def ranks_of_environment(device_type: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), local)
+    except RuntimeError as error:
+        if LOST_PEER.search(str(error)):
+            raise ResourceError("another process of this training ended; its own message tells why") from error
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import dropgen_rt
 from dropgen_rt.console import Console
 from dropgen_rt.errors import DropgenError, UsageError
 from dropgen_rt.evaluate import dice_per_label, mean_of
@@ -101,7 +102,7 @@ def train(
     too. ``split`` is a table of cases, ``cache`` the folder of prepared cases. Under torchrun the batch is
     divided among the processes. Raises InputError, UsageError, ModelError, ResourceError, or DropgenError on NaN.
     """
-    place = choose_device(device)
+    place, console = choose_device(device), console or Console(quiet=True)
     require_sound_gradients(config, place)
     with ranks_of_environment(place.type) as ranks:
         dataset = read_dataset(data, split)
@@ -113,8 +114,13 @@ def train(
         move_to(network, place)
         run = Run(network, dataset, config, make_folder(out), ranks, place)
         if resume and (out / "last.pt").is_file():
-            run.resume()
-        training, validation = prepared_cases(data, dataset, config, cache, workers, ranks, console or Console(True))
+            began = run.resume()
+            if began != dropgen_rt.__version__:
+                console.line(
+                    f"warning: {out / 'last.pt'}: the dropgen-rt that wrote it was {began}, this is "
+                    f"{dropgen_rt.__version__}; if they draw crops differently, the weights are not an unbroken run's"
+                )
+        training, validation = prepared_cases(data, dataset, config, cache, workers, ranks, console)
         keys = [case.key for case in (*training, *validation)]
         run.check_content(keys if dataset.synthesis is None else label_map_digests(dataset))
         if not run.step:
@@ -153,8 +159,11 @@ class Run:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_of(device, config.precision) == torch.float16)
 
-    def resume(self) -> None:
-        """Take up ``out/last.pt``. Raises ModelError, or UsageError if it was trained with other options."""
+    def resume(self) -> str:
+        """Take up ``out/last.pt``; returns the version that wrote it.
+
+        Raises ModelError, or UsageError if it was trained with other options or cases.
+        """
         path = self.out / "last.pt"
         content = checkpoint.load(path)
         changed = _changed(content["config"], self.config.summary())
@@ -175,6 +184,7 @@ class Run:
         if content["scaler"]:  # empty where the run was not in fp16
             self.scaler.load_state_dict(content["scaler"])
         self.step, self.best = int(content["progress"]["step"]), float(content["best"])
+        return str(content.get("dropgen_rt", "an earlier version"))
 
     def check_content(self, digests: Sequence[str]) -> None:
         """Note ``digests`` of what the cases hold. Raises UsageError if a resumed run was trained on other content."""
@@ -270,6 +280,7 @@ class Run:
     def _content(self) -> dict[str, object]:
         dataset = self.dataset
         return {
+            "dropgen_rt": dropgen_rt.__version__,
             "network": self.network.description(),
             "state": {key: value.contiguous().cpu() for key, value in self.network.state_dict().items()},
             "labels": [asdict(label) for label in dataset.labels],

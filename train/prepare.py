@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
@@ -200,13 +200,20 @@ def _is_there(cache: Path, key: str) -> bool:
     return True
 
 
+class Writer:
+    """What NumPy does not take for a file: its own writing to one does not tell why a disk refused."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
+
+
 def _write(item: tuple[Case, str], grid: Grid, cache: Path) -> None:
     case, key = item
     made = in_memory(case, grid)
     with atomic_group(_paths(cache, key)) as temporaries:
         for path, array in zip(temporaries, (made.image, made.label, made.places), strict=True):
             with path.open("wb") as file:
-                np.save(file, array)
+                np.save(Writer(file), array)
 
 
 def load(cache: Path, key: str, name: str) -> Prepared:

@@ -5,6 +5,7 @@ independent random contrasts, and a supervised contrastive loss pulls together t
 share a label, across both views, and pushes the others apart. Beside shapes, whole heads are drawn from label maps.
 """
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -80,6 +81,7 @@ class Anatomy:
 
     maps: tuple[Tensor, ...]
     templates: Tensor
+    digest: str  # of the maps' voxels, left and right merged or not
 
     @staticmethod
     def read(folder: Path, device: torch.device, tissues: Path | None = None) -> "Anatomy":
@@ -88,8 +90,12 @@ class Anatomy:
         ``tissues`` is a synthesis.toml: source values of one tissue become one label, left and right for example.
         """
         maps = read_indexed_maps(folder, SynthesisConfig.read(tissues).tissues if tissues is not None else {})
+        digest = hashlib.sha256()
+        for some in maps:
+            digest.update(repr(tuple(some.shape)).encode())
+            digest.update(some.numpy().tobytes())
         placed = tuple(some.to(device) for some in maps)
-        return Anatomy(placed, torch.cat([cut_templates(some) for some in placed]))
+        return Anatomy(placed, torch.cat([cut_templates(some) for some in placed]), digest.hexdigest())
 
 
 def two_views(anatomy: Anatomy, edge: int, source: RandomSource) -> tuple[Tensor, Tensor]:
@@ -225,7 +231,7 @@ def _pretrain(
         optimiser, PEAK_LEARNING_RATE, total_steps=max(config.steps, 2), pct_start=WARM_UP
     )
     parts = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    first = _resume(state, parts, config) if resume else 0
+    first = _resume(state, parts, config, anatomy) if resume else 0
     provenance = {"label_maps": len(anatomy.maps), **asdict(config)}
     if first == config.steps:  # ended between the state and the encoder
         checkpoint.save_encoder(out, model.encoder, {**provenance, "trained_steps": first})
@@ -246,7 +252,8 @@ def _pretrain(
             report(f"step {step + 1} of {config.steps}: loss {mean:.3f}")
         if saves:
             content = {name: part.state_dict() for name, part in parts.items()}  # type: ignore[attr-defined]
-            checkpoint.save(state, {**content, "config": asdict(config), "step": step + 1}, STATE_FORMAT)
+            drawn = {"config": asdict(config), "anatomy": anatomy.digest, "step": step + 1}
+            checkpoint.save(state, {**content, **drawn}, STATE_FORMAT)
             checkpoint.save_encoder(out, model.encoder, {**provenance, "trained_steps": step + 1})
 
 
@@ -274,10 +281,14 @@ def _unsound(step: int, what: str, state: Path) -> DropgenError:
     return DropgenError(f"step {step}: {what}; {kept}")
 
 
-def _resume(path: Path, parts: dict, config: PretrainConfig) -> int:
+def _resume(path: Path, parts: dict, config: PretrainConfig, anatomy: Anatomy) -> int:
     content = checkpoint.load(path, STATE_FORMAT)
     if content["config"] != asdict(config):
         raise UsageError(f"{path}: was trained with other options; give the same ones, or another --out")
+    if content.get("anatomy", anatomy.digest) != anatomy.digest:  # older states do not tell
+        raise UsageError(
+            f"{path}: was trained on other label maps, or with other --tissues; give those of then, or another --out"
+        )
     for name, part in parts.items():
         part.load_state_dict(content[name])
     return int(content["step"])

@@ -110,6 +110,8 @@ def test_assignments() -> None:
         ({"learning_rate": float("nan")}, "learning_rate nan: accepted is a number above 0"),
         ({"gradient_clip": 0.0}, "gradient_clip 0.0: accepted is a number above 0"),
         ({"weight_decay": -1.0}, "weight_decay -1.0: accepted is a number from 0"),
+        ({"learning_rate": 1e38}, "learning_rate 1e+38 with weight_decay 1e-05: a step would pass what float32"),
+        ({"weight_decay": 1e42}, "learning_rate 0.001 with weight_decay 1e+42: a step would pass what float32"),
         ({"seed": 2**40}, "seed 1099511627776: accepted is a whole number from 0"),
         ({"settle": float("nan")}, "settle nan"),
         ({"spacing_mm": (float("nan"), 1.0, 1.0)}, "accepted are three lengths above 0"),

@@ -15,7 +15,7 @@ from tolerances import (
 )
 
 from dropgen_rt.errors import UsageError
-from dropgen_rt.train.distributed import Ranks
+from dropgen_rt.train.distributed import LOST_PEER, Ranks
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import NORMS
 
@@ -52,6 +52,34 @@ def test_two_processes_equal_one(balls: Path, encoder: Path, tmp_path: Path, nor
     assert (apart > TWO_PROCESSES).float().mean() <= TWO_PROCESSES_BEYOND
     assert apart.mean() <= TWO_PROCESSES_MEAN
     assert first["progress"]["validation_dice"] == pytest.approx(second["progress"]["validation_dice"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_where_one_process_fails_the_others_say_one_line(balls: Path, tmp_path: Path) -> None:
+    """The first cannot write what it prepares: the kernel's own refusal, no file may grow beyond a few kB."""
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m dropgen_rt.cli"
+    train = f"train {balls} --out {tmp_path / 'run'} --norm batch {' '.join(ARGUMENTS).replace('concat', 'erm')}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"ulimit -f 40; exec {launcher} {train}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2 and any(line.startswith("error: cannot write ") for line in said), done.stderr
+    assert "error: another process of this training ended; its own message tells why" in said
+    assert "[rank1]: Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:27569.", True),
+        ("NCCL error: ncclRemoteError: A call failed possibly due to a network error", True),
+        ("[/gloo/transport/tcp/device.cc:84] Unable to find address for: eth9", False),
+        ("NCCL error: ncclInvalidUsage: Duplicate GPU detected : rank 0 and rank 1", False),
+    ],
+)
+def test_a_fault_of_ones_own_is_not_told_as_a_lost_process(said: str, lost: bool) -> None:
+    assert bool(LOST_PEER.search(said)) == lost
 
 
 def test_a_batch_is_shared_out_evenly_or_refused() -> None:

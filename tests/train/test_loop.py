@@ -339,6 +339,16 @@ def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_pa
     assert (tmp_path / "broken.pt").is_file()
 
 
+def test_pretraining_goes_on_with_its_own_label_maps_alone(balls: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "encoder.pt", PretrainConfig(2, 4, 16)
+    pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    state = (tmp_path / "encoder.state.pt").read_bytes()
+    (balls / "labelsTr" / "case5.nii.gz").unlink()
+    with pytest.raises(UsageError, match="was trained on other label maps, or with other --tissues"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", resume=True)
+    assert (tmp_path / "encoder.state.pt").read_bytes() == state
+
+
 @pytest.mark.parametrize("options", [{"edge": 20}, {"steps": 0}, {"batch": 0}])
 def test_pretraining_options_out_of_range(options: dict) -> None:
     with pytest.raises(UsageError, match="at least 1"):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from dropgen_rt import __version__
 from dropgen_rt.cli import main
-from dropgen_rt.errors import MissingModelError, OutputError, ResourceError
+from dropgen_rt.errors import MemoryLimitError, MissingModelError, OutputError, ResourceError
 from dropgen_rt.train.config import IMAGE_FIRST, TrainConfig, build_config, read_toml
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.outputs import OTHER_WAYS, advice, other_ways
@@ -146,6 +149,16 @@ def test_a_run_is_repeated_from_its_config(balls: Path, encoder: Path, tmp_path:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_run_that_another_version_began_says_so(balls: Path, tmp_path: Path) -> None:
+    line, last = ["train", balls, "--out", tmp_path / "run", "--method", "erm", *SMALL], tmp_path / "run" / "last.pt"
+    assert command(*line).exit_code == 0
+    assert "the dropgen-rt that wrote it" not in command(*line, "--resume").stdout
+    torch.save(torch.load(last, weights_only=True) | {"dropgen_rt": "0.0.1"}, last)
+    resumed = command(*line, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert f"warning: {last}: the dropgen-rt that wrote it was 0.0.1, this is {__version__}; " in resumed.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -164,6 +177,38 @@ def test_refusals(balls: Path, tmp_path: Path, options: list, code: int, message
     result = command("train", balls, "--out", tmp_path / "run", *method, *options)
     assert result.exit_code == code, result.output
     assert message in result.stderr and result.stderr.count("\n") == 1 and "Traceback" not in result.output
+
+
+IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import torch
+from dropgen_rt.cli import main
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 3 * 2**30,) * 2)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_scoring_that_memory_does_not_hold(balls: Path, tmp_path: Path) -> None:
+    """The kernel's own refusal: a window of 512^3 takes 4 GiB in the first layer, of which the process may have 3."""
+    out = tmp_path / "run"
+    line = ["train", balls, "--out", out, "--method", "erm", *SMALL]
+    assert command(*line).exit_code == 0
+    best = torch.load(out / "best.pt", weights_only=True)
+    torch.save(best | {"config": best["config"] | {"window": [512, 512, 512]}}, out / "best.pt")
+    (out / "summary.json").unlink()
+    scored = subprocess.run(
+        [sys.executable, "-c", IN_LITTLE_MEMORY, *map(str, line), "--resume"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert scored.returncode == MemoryLimitError.exit_code, scored.stderr
+    assert scored.stderr == (
+        "error: this machine's memory does not hold this training; use a smaller --batch, --window, --width or another "
+        "--segmentor\n"
+    )
+    assert not (out / "summary.json").exists()
 
 
 def test_a_run_folder_that_takes_no_files_is_found_before_the_cases_are_read(balls: Path, tmp_path: Path) -> None:

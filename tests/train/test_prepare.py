@@ -1,6 +1,7 @@
 """The cache of prepared cases and the survey: keyed by content and settings, resumable, the same in parallel."""
 
 import pickle
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,18 @@ def test_a_label_has_a_bounded_number_of_places() -> None:
     assert (places[:, 0] == 1).sum() == PLACES_PER_LABEL
     assert places[places[:, 0] == 2].tolist() == [[2, 0, 0, 0]]
     assert np.array_equal(places, places_of(labels, 3))
+
+
+def test_a_full_disk_is_told_in_one_line(balls: Path, tmp_path: Path) -> None:
+    """The system itself refuses to let a file grow, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*\.image\.npy: the file exceeds a size limit"):
+            prepared(balls, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "cache").glob("*.npy"))
 
 
 def test_a_cache_that_cannot_be_made_is_refused(balls: Path, tmp_path: Path) -> None:
