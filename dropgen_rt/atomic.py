@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,14 +67,18 @@ def atomic_group(finals: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
                 temporary.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder: Path, suffix: str) -> None:
+def remove_unfinished(folder: Path, suffix: str, untouched_s: float = 0) -> None:
     """Delete what processes that were killed while they wrote files of ``suffix`` left in ``folder``.
 
-    For a caller who knows that no other process writes such files there now. Raises OutputError.
+    For a caller who knows that no other process writes such files there now, or has left one ``untouched_s`` seconds
+    long. Raises OutputError.
     """
     for left in folder.glob(f"{_TEMPORARY}*{suffix}"):
         try:
-            left.unlink(missing_ok=True)
+            if time.time() - left.stat().st_mtime >= untouched_s:
+                left.unlink()
+        except FileNotFoundError:  # its writer was alive, and has renamed it
+            continue
         except OSError as error:
             raise output_error(left, error) from error
 

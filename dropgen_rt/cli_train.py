@@ -85,8 +85,9 @@ def train(
         found = encoder_for(config.method, config.encoder or None)
         if first and not there:
             holding.enter_context(held(make_folder(out)))
-        if first:  # a checkpoint of gigabytes that a kill cut short
-            remove_unfinished(out, ".pt")
+        if first:  # a checkpoint of gigabytes that a kill cut short, a picture
+            for suffix in (".pt", ".png"):
+                remove_unfinished(out, suffix)
         with TrainingReport(out, config, resume, first) as report:
             best = run(
                 data, out, config, found, resume, report, init, device, split=split, cache=cache,

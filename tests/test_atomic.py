@@ -1,7 +1,9 @@
 """Files appear whole or not at all, on disks that are really full, read-only or absent."""
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,15 @@ def test_what_a_kill_left_is_removed_by_its_suffix(tmp_path: Path) -> None:
     (tmp_path / ".writing-4567.pt").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*4567\.pt: a folder of this name is in the way"):
         remove_unfinished(tmp_path, ".pt")
+
+
+def test_what_another_process_may_still_write_is_left_to_it(tmp_path: Path) -> None:
+    fresh, old = (tmp_path / f".writing-{age}.npy" for age in ("fresh", "old"))
+    for path in (fresh, old):
+        path.touch()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    remove_unfinished(tmp_path, ".npy", 86_400)
+    assert list(tmp_path.iterdir()) == [fresh]
 
 
 def test_foreign_errors_are_not_taken_for_output(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from dropgen_rt.atomic import atomic_group, check_writable, output_error
+from dropgen_rt.atomic import atomic_group, check_writable, output_error, remove_unfinished
 from dropgen_rt.channels import SAME_GRID, read_channels
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import GeometryError, ResourceError, UnsuitableInputError
@@ -33,6 +33,8 @@ FORMAT = "dropgen-rt prepared case 2"
 LOCK = ".lock"
 # Voxels kept per label to centre crops on; drawn once, so that a crop need not search a whole scan.
 PLACES_PER_LABEL = 4096
+# Other processes may write to the cache; no array takes one a day.
+ABANDONED_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def prepare(
     A cached case is named by the content of its files and by the settings, so that a changed one is another.
     Arrays are memory-mapped. Raises OutputError if the cache cannot be written.
     """
-    make_folder(cache)
+    remove_unfinished(make_folder(cache), ".npy", ABANDONED_S)
     keys = [_key(finding, grid) for finding in findings]
     missing = [(case, key) for case, key in zip(cases, keys, strict=True) if not _is_there(cache, key)]
     if missing:

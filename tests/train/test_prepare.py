@@ -1,7 +1,9 @@
 """The cache of prepared cases and the survey: keyed by content and settings, resumable, the same in parallel."""
 
+import os
 import pickle
 import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from dropgen_rt.train import survey as survey_module
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_case, read_dataset
 from dropgen_rt.train.layout import Case
-from dropgen_rt.train.prepare import PLACES_PER_LABEL, Grid, Prepared, lost_labels, places_of, prepare
+from dropgen_rt.train.prepare import ABANDONED_S, PLACES_PER_LABEL, Grid, Prepared, lost_labels, places_of, prepare
 from dropgen_rt.train.survey import Finding, survey
 
 CONFIG = TrainConfig(window=(16, 16, 16), spacing_mm=(2.0, 1.0, 1.0))
@@ -166,6 +168,15 @@ def test_a_label_has_a_bounded_number_of_places() -> None:
     assert (places[:, 0] == 1).sum() == PLACES_PER_LABEL
     assert places[places[:, 0] == 2].tolist() == [[2, 0, 0, 0]]
     assert np.array_equal(places, places_of(labels, 3))
+
+
+def test_what_a_killed_preparation_left_is_removed_after_a_day(balls: Path, tmp_path: Path) -> None:
+    fresh, old = (tmp_path / f".writing-{age}.npy" for age in ("fresh", "old"))
+    for path in (fresh, old):
+        path.touch()
+    os.utime(old, (time.time() - ABANDONED_S,) * 2)
+    prepared(balls, tmp_path)
+    assert fresh.exists() and not old.exists()
 
 
 def test_a_full_disk_is_told_in_one_line(balls: Path, tmp_path: Path) -> None:

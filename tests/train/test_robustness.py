@@ -57,10 +57,11 @@ def test_killed_and_resumed_equals_unbroken(balls: Path, tmp_path: Path) -> None
     reached = checkpoint.load(tmp_path / "killed" / "last.pt")["progress"]["step"]
     assert 4 <= reached < 16
     cut_short, others = (tmp_path / "killed" / f".writing-0123{suffix}" for suffix in (".pt", ".onnx"))
-    for left in (cut_short, others):  # as a kill in the midst of writing leaves them
+    picture = cut_short.with_suffix(".png")
+    for left in (cut_short, picture, others):  # as a kill in the midst of writing leaves them
         left.write_bytes(b"half")
     done = subprocess.run([*line, "--resume"], capture_output=True, text=True, check=True)
-    assert not cut_short.exists() and others.exists()
+    assert not cut_short.exists() and not picture.exists() and others.exists()
     assert done.stdout.splitlines()[-1] == f"wrote {tmp_path / 'killed' / 'best.pt'}"
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
