@@ -14,7 +14,12 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.survey import PERCENTILES, Finding
 from dropgen_rt.words import by
 
-Modality = Literal["CT", "MR"]
+Modality = Literal["CT", "MR", "other"]
+# Beginnings of channels' names that tell what they are.
+NAMES: dict[str, Modality] = {
+    **dict.fromkeys(("MR", "T1", "T2", "FLAIR", "PD", "ADC"), "MR"),
+    **dict.fromkeys(("PT", "PET", "NM", "SPECT", "US"), "other"),
+}
 # Hounsfield units that the paper clips CT to.
 CT_RANGE = Intensity("range", -1024.0, 1024.0)
 # A scan with whole numbers down to here, whatever its channel's name, is CT: air is -1000.
@@ -133,12 +138,19 @@ class Fingerprint:
 
 
 def _modality(findings: Sequence[Finding], channels: tuple[str, ...]) -> Modality:
-    if all(name.strip().upper() == "CT" for name in channels):
+    named = {_named(name.strip().upper()) for name in channels}
+    if named == {"CT"}:
         return "CT"
-    if any(name.strip().upper().startswith(("MR", "T1", "T2", "FLAIR", "PD", "ADC")) for name in channels):
-        return "MR"
+    if named - {"MR", None}:  # of other kinds, or of several: no one range is right
+        return "other"
     hounsfield = [finding.integers and finding.lowest <= CT_AIR for finding in findings]
-    return "CT" if np.mean(hounsfield) > 0.5 else "MR"
+    return "CT" if "MR" not in named and np.mean(hounsfield) > 0.5 else "MR"
+
+
+def _named(channel: str) -> Modality | None:
+    if channel == "CT":
+        return "CT"
+    return next((modality for start, modality in NAMES.items() if channel.startswith(start)), None)
 
 
 def _target(spacings: np.ndarray, medians: np.ndarray) -> tuple[float, float, float]:

@@ -42,6 +42,10 @@ def test_of_real_files(balls: Path, tmp_path: Path) -> None:
         (("image",), {"lowest": -1000.0}, "CT"),
         (("image",), {"lowest": -1000.0, "integers": False}, "MR"),
         (("image",), {}, "MR"),
+        (("T1", "image"), {"lowest": -1000.0}, "MR"),
+        (("CT", "PET"), {"lowest": -1000.0}, "other"),
+        (("CT", "MRI"), {"lowest": -1000.0}, "other"),
+        (("pet",), {"lowest": -1000.0}, "other"),
     ],
 )
 def test_modality_and_intensity(channels: tuple[str, ...], changes: dict, modality: str) -> None:
