@@ -61,7 +61,7 @@ def train(
     from dropgen_rt.console import Console
     from dropgen_rt.store import make_folder
     from dropgen_rt.train.device import choose_device
-    from dropgen_rt.train.encoders import encoder_for, find_encoder
+    from dropgen_rt.train.encoders import absolute, encoder_for, find_encoder
     from dropgen_rt.train.loop import train as run
     from dropgen_rt.train.outputs import advice, finish
     from dropgen_rt.train.prepare import held
@@ -74,6 +74,7 @@ def train(
     choose_device(device)  # this and the encoder are found missing before every file is read
     if "encoder" in given:
         find_encoder(str(given["encoder"]))
+        given["encoder"] = absolute(str(given["encoder"]))
     with ExitStack() as holding:
         there = out.is_dir()
         if first and there:  # before anything in it is touched

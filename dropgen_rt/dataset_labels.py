@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from dropgen_rt.errors import MissingInputError, ModelError, UnreadableInputError
 from dropgen_rt.manifest import Label, SourceRule
+from dropgen_rt.typed_fields import is_line
+from dropgen_rt.volume import MAX_LABEL
 
 # Distinguishable on grey images, so none is grey, and for colour-blind eyes (after Paul Tol's "bright" and "muted").
 PALETTE = (
@@ -52,7 +54,7 @@ def read_description(path: Path) -> dict:
         raise MissingInputError(f"{path}: no such file; give a data set's dataset.json")
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableInputError(f"{path}: not JSON ({error}); give a data set's dataset.json") from error
     if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
         raise UnreadableInputError(f'{path}: it has no "labels" table; see docs/training.md')
@@ -64,19 +66,25 @@ def read_label_table(path: Path) -> LabelTable:
     data = read_description(path)
     pairs: list[tuple[str, tuple[int, ...]]] = []
     background = {0}
-    try:
-        for key, value in data["labels"].items():
+    for key, value in data["labels"].items():
+        try:
             name, values = (value, int(key)) if isinstance(value, str) else (key, value)
             gathered = tuple(map(_whole, values)) if isinstance(values, list) else (_whole(values),)
-            if 0 in gathered and (gathered == (0,) or name == "background"):
-                background.update(gathered)  # a list names values that are to count as background
-            else:
-                pairs.append((name, gathered))
-    except (ValueError, TypeError) as error:
-        raise UnreadableInputError(f'{path}: its "labels" are not name: value(s) or "value": name') from error
-    if not pairs or any(min(values, default=-1) < 1 for _, values in pairs):
-        raise UnreadableInputError(f'{path}: "labels" needs at least one label, all of values 1 and up')
-    _refuse_overlap(path, data, pairs)
+        except (ValueError, TypeError) as error:
+            raise UnreadableInputError(
+                f'{path}: its "labels" are not name: value(s) or "value": name, as in {{"liver": 1}}: '
+                f"{_short(key)}: {_short(value)}"
+            ) from error
+        if gathered == (0,) or name.strip().lower() == "background":
+            background.update(gathered)  # a list names values that are to count as background
+        else:
+            pairs.append((name, gathered))
+    if not pairs or any(not (1 <= value <= MAX_LABEL) for _, values in pairs for value in values or (0,)):
+        raise UnreadableInputError(
+            f'{path}: "labels" needs at least one label beside the background, all of values 1 to {MAX_LABEL}'
+        )
+    _refuse_names(path, [name for name, _ in pairs])
+    _refuse_overlap(path, pairs)
     colours, codes = data.get("colours", {}), data.get("codes", {})
     try:
         labels = tuple(
@@ -97,7 +105,26 @@ def _whole(value: object) -> int:
     return value
 
 
-def _refuse_overlap(path: Path, data: dict, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _refuse_names(path: Path, names: Sequence[str]) -> None:
+    """Raise UnreadableInputError for a name that is given twice, or that a model file would not take."""
+    for place, name in enumerate(names):
+        if not is_line(name):
+            raise UnreadableInputError(
+                f'{path}: "labels": {name!r} is too long, or holds a character that does not print, such as a line '
+                "break or a no-break space; write it otherwise"
+            )
+        if name in names[:place]:
+            raise UnreadableInputError(
+                f'{path}: "labels": {name!r} stands twice; to merge its values, list them: {{"{name}": [1, 2]}}'
+            )
+
+
+def _refuse_overlap(path: Path, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> None:
     """Raise UnreadableInputError where a value stands in two labels, or a label is nnU-Net's "ignore"."""
     names: dict[int, str] = {}
     for name, values in pairs:

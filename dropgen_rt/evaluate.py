@@ -98,6 +98,8 @@ def evaluate_files(
         values = sorted(ours | theirs)
         yield from _doubt(theirs - ours)
     names = read_label_table(table) if table is not None else LabelTable.plain(values or [])
+    if table is not None:
+        yield from _strange(pairs, names)
     scores: list[Score] = []
     for found, known in pairs:
         scores += _compare(found, known, names, values, tolerance_mm)
@@ -139,7 +141,11 @@ def _pairs(prediction: Path, label: Path) -> tuple[list[tuple[Path, Path]], list
         raise UsageError(f"{prediction} and {label}: one is a folder, the other is not; give two files or two folders")
     if not prediction.is_dir():
         return [(prediction, label)], []
-    labels = {stem(path): path for path in scans_in(label)}
+    references = scans_in(label)
+    labels = {stem(path): path for path in references}
+    if len(labels) < len(references):
+        twice = next(path for path in references if labels[stem(path)] != path)
+        raise UsageError(f"{twice}: beside it lies {labels[stem(twice)].name}, of the same name; move one elsewhere")
     # Beside the scans themselves, or other files of that name, what ends in _seg is the prediction.
     files = sorted(scans_in(prediction), key=lambda path: stem(path).endswith("_seg"))
     predictions = {_case(path, labels): path for path in files}
@@ -172,6 +178,20 @@ def _compare(
     predicted = predicted if values is None else table.merge(predicted)
     scores = scores_of(predicted, table.merge(reference), table, theirs.spacing_mm, tolerance_mm, stem(label))
     return scores if values is None else [replace(s, value=v) for s, v in zip(scores, values, strict=True)]
+
+
+def _strange(pairs: Sequence[tuple[Path, Path]], table: LabelTable) -> Iterator[str]:
+    """What to say of values that count as background because ``table`` has no place for them."""
+    ours, theirs = (_values_present(paths) for paths in zip(*pairs, strict=True))
+    unlisted = sorted(theirs - table.known)
+    if unlisted:
+        yield f"warning: label values that dataset.json does not list count as none: {_some(unlisted)}"
+    beyond = sorted(ours - set(range(1, len(table.labels) + 1)))
+    if beyond:
+        yield (
+            f"warning: values of predictions that are no label's number, 1 to {len(table.labels)}, count as none: "
+            f"{_some(beyond)}; predictions are taken to be merged already"
+        )
 
 
 def _doubt(lone: set[int]) -> Iterator[str]:
@@ -207,7 +227,7 @@ def same_grid(mine: Geometry, theirs: Geometry, within_mm: float = SAME_PLACE_MM
     return mine.size == theirs.size and bool(apart <= within_mm)
 
 
-def _apart_mm(mine: Geometry, theirs: Geometry) -> float:
+def apart_mm(mine: Geometry, theirs: Geometry) -> float:
     """The largest distance between corners of two grids of one size."""
     corners = np.array(list(product(*((0, edge - 1) for edge in mine.size))))
     return float(np.linalg.norm(mine.to_world(corners) - theirs.to_world(corners), axis=1).max())
@@ -218,7 +238,7 @@ def _check_same_grid(prediction: Path, mine: Geometry, label: Path, theirs: Geom
         return
     differ = f"{by(mine.size)} and {by(theirs.size)} voxels"
     if mine.size == theirs.size:
-        differ = f"both {by(mine.size)} voxels, which lie up to {_apart_mm(mine, theirs):.4g} mm apart"
+        differ = f"both {by(mine.size)} voxels, which lie up to {apart_mm(mine, theirs):.4g} mm apart"
     raise GeometryError(
         f"{prediction} and {label}: not on one grid ({differ}); give a prediction made from the labelled scan itself"
     )

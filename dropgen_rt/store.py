@@ -110,10 +110,10 @@ def put_object(content: bytes) -> str:
     return sha256
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, kind: str = "model") -> str:
     """A model's name is also a file's. Raises UsageError for anything that could leave the folder."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"model name {name!r}: accepted are letters, digits, '.', '_' and '-', 64 at most")
+        raise UsageError(f"{kind} name {name!r}: accepted are letters, digits, '.', '_' and '-', 64 at most")
     return name
 
 

@@ -85,8 +85,13 @@ def _tuple(arguments: tuple[Any, ...], value: object, where: str, unknown: Liter
     return tuple(_value(kind, item, f"{where}[{place}]", unknown) for place, (kind, item) in pairs)
 
 
+def is_line(text: str) -> bool:
+    """Whether a text is of one line, of characters that print, and not too long."""
+    return text.isprintable() and len(text) <= MAX_CHARACTERS
+
+
 def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_CHARACTERS:
+    if not isinstance(value, str) or not is_line(value):
         raise _no(where, value, f"a text of one line, of {MAX_CHARACTERS} characters at most")
     return value
 

@@ -122,15 +122,14 @@ def read_label_map(path: str | Path) -> tuple[np.ndarray, Geometry]:
     """
     path = Path(path)
     _, stored, geometry = _load(path)
-    with np.errstate(invalid="ignore"):
-        labels = stored.astype(np.int32)
-    if labels.min() < 0 or not np.array_equal(labels, stored):
+    whole = stored.dtype.kind in "iu" or np.array_equal(stored, np.rint(stored))
+    if not (stored.min() >= 0 and whole):
         given = "values that are not whole numbers from 0 up"
         raise refusal(UnsuitableInputError, path, given, "a label map", "check that the right file was given")
-    if labels.max() > MAX_LABEL:
+    if not stored.max() <= MAX_LABEL:
         accepted = f"labels up to {MAX_LABEL}"
-        raise refusal(UnsuitableInputError, path, f"values up to {labels.max()}", accepted, "renumber them")
-    return labels, geometry
+        raise refusal(UnsuitableInputError, path, f"values up to {stored.max():.10g}", accepted, "renumber them")
+    return stored.astype(np.int32), geometry
 
 
 def write_labels(labels: np.ndarray, geometry: Geometry, path: str | Path) -> None:

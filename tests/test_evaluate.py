@@ -69,7 +69,8 @@ def test_source_values_are_merged_in_the_reference_only(tmp_path):
     prediction = write(tmp_path / "p.nii.gz", line(1, 1, 2, 0, 0))
     label = write(tmp_path / "l.nii.gz", line(3, 53, 17, 99, 0))
     labels = {"background": 0, "hippocampus": [3, 53], "amygdala": 17}
-    lines = list(evaluate_files(prediction, label, table(tmp_path / "dataset.json", labels=labels), None))
+    doubt, *lines = evaluate_files(prediction, label, table(tmp_path / "dataset.json", labels=labels), None)
+    assert doubt == "warning: label values that dataset.json does not list count as none: 99"
     assert lines == [f"1.0000  {name}, HD95 0.00 mm, surface Dice 1.0000" for name in ("hippocampus", "amygdala")] + [
         "mean Dice 1.0000"
     ]
@@ -242,6 +243,24 @@ def test_refused_files_leave_nothing(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["p.nii.gz"]
 
 
+def test_a_prediction_of_source_values_is_doubted(tmp_path):
+    prediction, label = write(tmp_path / "p.nii.gz", line(1, 2, 3)), write(tmp_path / "l.nii.gz", line(1, 2, 3))
+    labels = table(tmp_path / "dataset.json", labels={"background": 0, "x": 1, "y": [2, 3]})
+    assert next(evaluate_files(prediction, label, labels, None)) == (
+        "warning: values of predictions that are no label's number, 1 to 2, count as none: 3; predictions are taken to "
+        "be merged already"
+    )
+
+
+def test_two_references_of_one_name_are_refused(tmp_path):
+    for folder, names in (("ours", ("a.mha",)), ("theirs", ("a.mha", "a.nii.gz"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            write(tmp_path / folder / name, line(1, 2))
+    with pytest.raises(UsageError, match=r"a\.mha: beside it lies a\.nii\.gz, of the same name; move one elsewhere"):
+        list(evaluate_files(tmp_path / "ours", tmp_path / "theirs", None, None))
+
+
 def test_both_styles_of_label_tables(tmp_path):
     nnunet = read_label_table(table(tmp_path / "a.json", labels={"background": 0, "b": [4, 5], "a": 2}))
     decathlon = read_label_table(table(tmp_path / "b.json", labels={"0": "background", "4": "b", "2": "a"}))
@@ -269,6 +288,14 @@ def test_colours_may_be_named(tmp_path):
         {"labels": {"a": -1}},
         {"labels": {"a": []}},
         {"labels": {"a": None}},
+        {"labels": {"a": 1, "b": "2"}},
+        {"labels": {"a": 10**30}},
+        {"labels": {"a": 10**12}},
+        {"labels": {"1": "kidney", "2": "kidney"}},
+        {"labels": {"rein\u00a0gauche": 1}},
+        {"labels": {"a\nx": 1}},
+        {"labels": {"a\ud800": 1}},
+        {"labels": {"Background": [0, 3]}},
         {"labels": {"a": {"b": 1}}},
         {"labels": {"x": "a"}},
         {"labels": {"1": ""}},
@@ -285,7 +312,12 @@ def test_a_table_without_usable_labels_is_refused(tmp_path, content):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[1]", "\xff"])
+def test_a_background_is_one_however_it_is_written(tmp_path):
+    found = read_label_table(table(tmp_path / "a.json", labels={"Background": [7], "a": 1}))
+    assert (found.background, found.sources) == ((0, 7), ((1,),))
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[1]", "\xff", '{"labels": ' + "[" * 100_000])
 def test_what_is_no_table_is_refused(tmp_path, text):
     path = tmp_path / "dataset.json"
     path.write_text(text, encoding="latin-1")

@@ -250,13 +250,13 @@ def test_label_maps(make: SimpleNamespace, tmp_path: Path) -> None:
     assert not read_label_map(tmp_path / "flat.nii")[0].any()
     (tmp_path / "float.nii").write_bytes(make.nifti("f4"))
     assert read_label_map(tmp_path / "float.nii")[0].dtype.kind in "iu"
-    for name, values in (
-        ("half.nii", np.arange(120) / 2),
-        ("minus.nii", np.arange(120) - 1),
-        ("far.nii", np.full(120, 1e20)),
+    for name, values, given in (
+        ("half.nii", np.arange(120) / 2, "not whole numbers"),
+        ("minus.nii", np.arange(120) - 1, "not whole numbers from 0"),
+        ("far.nii", np.full(120, 1e20), r"values up to 1\S*e\+20; accepted: labels up to 65535"),
     ):
         (tmp_path / name).write_bytes(make.nifti(data=values.astype("<f4").tobytes()))
-        with pytest.raises(UnsuitableInputError, match="whole numbers"):
+        with pytest.raises(UnsuitableInputError, match=given):
             read_label_map(tmp_path / name)
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from dropgen_rt.console import Console
-from dropgen_rt.errors import UsageError
+from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.inspect_file import files_of
 from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
@@ -150,7 +150,13 @@ def label_map_digests(dataset: Dataset) -> list[str]:
 def make_sampler(dataset: Dataset, config: TrainConfig, cases: list[Prepared], device: torch.device) -> Sampler:
     """Crops of the prepared cases, or synthesised ones, drawn on ``device``."""
     if dataset.synthesis is not None:
-        return SyntheticSampler(dataset.few(config.subjects, config.seed), dataset, config, device)
+        sampler = SyntheticSampler(dataset.few(config.subjects, config.seed), dataset, config, device)
+        lacking = [label.name for label in dataset.labels if label.value not in sampler.labels]
+        if lacking and not config.subjects:
+            raise UnsuitableInputError(
+                f"label {lacking[0]!r}: in no label map that is trained on; remove it from dataset.json, or add a map"
+            )
+        return sampler
     return ScanSampler(cases, config)
 
 

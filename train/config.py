@@ -1,6 +1,7 @@
 """One frozen description of a training run; checked when made, stored in every checkpoint and as TOML in the run."""
 
 import math
+import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -18,10 +19,14 @@ LOSSES: tuple[LossKind, ...] = ("dice_ce", "dice_focal", "tversky", "ce")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 AXES = ("x", "y", "z")
+# Halved eight times an edge is 256 voxels and more, past any window.
+MOST_LEVELS = 8
 # Times the million that keeps the seeds of steps apart it must fit into PyTorch's 64 bits.
 MOST_SEED = 2**31 - 1
 # AdamW holds these in float32: ten times the learning rate, in its first step, and the rate times the weight decay.
 MOST_IN_STEP = 3.4e38
+# A bias field is the exponential of up to 20 terms of this size: of more, float32 would not hold it.
+MOST_OF_RANGE = {"gibbs": 1.0, "bias_field": 4.0}
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,9 @@ class AugmentConfig:
             raise UsageError(f"augment.flip_axes {list(self.flip_axes)}: accepted are {', '.join(AXES)}")
         for name in ("zoom", "bias_field", "gibbs", "gamma", "smooth_voxels"):
             low, high = getattr(self, name)
-            most = 1 if name == "gibbs" else math.inf
+            most = MOST_OF_RANGE.get(name, math.inf)
             if not 0 <= low <= high <= most or not math.isfinite(high):
-                up = "to 1" if name == "gibbs" else "up"
+                up = f"to {most:g}" if name in MOST_OF_RANGE else "up"
                 raise UsageError(f"augment.{name} {low, high}: accepted are two numbers from 0 {up}, the smaller first")
         for name, most in (("rotation_degrees", 180.0), ("shear", 1.0), ("scale", 0.99), ("noise", 10.0)):
             if not 0 <= getattr(self, name) <= most:
@@ -103,12 +108,15 @@ class TrainConfig:
         self._check_image_and_features()
         if min(self.steps, self.batch, self.width, self.levels, self.validate_every) < 1:
             raise UsageError("steps, batch, width, levels and validate_every must be at least 1")
+        if self.levels > MOST_LEVELS:
+            raise UsageError(f"levels {self.levels}: accepted are 1 to {MOST_LEVELS}")
         if not 0 <= self.coverage <= 1:
             raise UsageError(
                 f"coverage {self.coverage}: accepted is a share from 0, as fine as the data, to 1, all of it"
             )
         if self.subjects < 0:
             raise UsageError(f"subjects {self.subjects}: accepted are 0 (all) and up")
+        self._check_orientation()
         self._check_descent()
         if len(self.window) != 3:
             raise UsageError(f"window {self.window}: accepted are three voxel counts")
@@ -122,6 +130,12 @@ class TrainConfig:
             raise UsageError(
                 f"augment.quarter_turns with window {self.window} and spacing_mm {self.spacing_mm}: turned crops must "
                 "fit, so x and y are to be equal; give --window Z Y X and --spacing-mm X Y Z, or leave the turns off"
+            )
+
+    def _check_orientation(self) -> None:
+        if not re.fullmatch("[LR][PA][SI]", self.orientation):
+            raise UsageError(
+                f"orientation {self.orientation!r}: accepted is a direction for each of x, y and z, such as LPS or RAS"
             )
 
     def _check_descent(self) -> None:
@@ -169,7 +183,12 @@ class TrainConfig:
 
     def image_alone(self, step: int) -> bool:
         """Whether ``step`` is one of the first that see the image alone."""
-        return step < round(self.image_first * self.steps)
+        return step < self.image_steps
+
+    @property
+    def image_steps(self) -> int:
+        """How many steps, the first, see the image alone."""
+        return round(self.image_first * self.steps)
 
     def settling(self, step: int) -> bool:
         """Whether ``step`` is one of the last, which drop nothing."""
@@ -229,11 +248,11 @@ def preset_for(
     named = {key: value for layer in given for key, value in layer.items()}
     both = named.get("method", TrainConfig.method) in WITH_BOTH
     chosen = PRESETS[name]
-    if named.get("segmentor", TrainConfig.segmentor) != "unet":
-        chosen = _without(("norm",), chosen)
     if trained is not None or not both:
         chosen = _without(IMAGE_FIRST, chosen)
     chosen = chosen | dict(trained or {})
+    if named.get("segmentor", TrainConfig.segmentor) != "unet":
+        chosen = _without(("norm",), chosen)
     return chosen if both else _without(("feature_scale",), chosen)
 
 
@@ -288,14 +307,16 @@ def _typed(default: Any, value: Any, name: str) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        raise UsageError(f"{name} {value!r}: accepted is a value such as {default!r}")
+        accepted = "true or false" if isinstance(default, bool) else f"a value such as {default!r}"
+        raise UsageError(f"{name} {value!r}: accepted is {accepted}")
     return value
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The options of a TOML file. Raises MissingInputError or UsageError."""
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file; give a config.toml, such as a run folder holds")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise MissingInputError(f"{path}: {what}; give a config.toml, such as a run folder holds")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

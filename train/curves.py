@@ -18,8 +18,11 @@ DPI = 110
 MOST_NAMED = 15
 
 
-def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Loss and validation Dice over steps, from the rows of metrics.csv."""
+def draw_curves(rows: Sequence[dict[str, str]], path: Path, image_alone: int = 0) -> None:
+    """Loss and validation Dice over steps, from the rows of metrics.csv.
+
+    The best is named of the steps after the first ``image_alone``, as best.pt is, or of those where there are no more.
+    """
     figure = Figure(figsize=(8, 4), layout="constrained")
     left = figure.add_subplot()
     left.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], color="tab:blue")
@@ -31,8 +34,11 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path) -> None:
     right.plot([int(row["step"]) for row in scored], dice, color="tab:orange", marker="o", markersize=3)
     right.set_ylabel("mean validation Dice", color="tab:orange")
     right.set_ylim(0, 1)
-    if np.isfinite(dice).any():
-        left.set_title(f"best Dice {np.nanmax(dice):.4f} at step {scored[int(np.nanargmax(dice))]['step']}")
+    known = [(int(row["step"]), float(row["dice"])) for row in scored if np.isfinite(float(row["dice"]))]
+    rivals = [row for row in known if row[0] > image_alone] or known
+    if rivals:
+        step, best = max(rivals, key=lambda row: row[1])
+        left.set_title(f"best Dice {best:.4f} at step {step}")
     save(figure, path)
 
 

@@ -21,6 +21,7 @@ from dropgen_rt.train.layout import Case, find_in_folders, find_in_table
 from dropgen_rt.train.patients import VALIDATION_SHARE, divided
 from dropgen_rt.train.prepare import Grid, on_working_grid
 from dropgen_rt.train.synthesis import SynthesisConfig
+from dropgen_rt.typed_fields import is_line
 
 __all__ = ["Case", "Dataset", "grid_of", "read_case", "read_dataset"]
 
@@ -85,11 +86,13 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
     if not validation:
         training, validation = divided(training)
     if not found.faults and not (training and validation):
+        counted = f"{len(training)} cases to train on and {len(validation)} to validate"
         raise MissingInputError(
-            f"{split or folder}: fewer than {VALIDATION_SHARE} cases to train on and none to validate; add cases"
+            f"{split or folder}: {counted}; accepted are some of each, or {VALIDATION_SHARE} and more to train on, a "
+            "fifth of which then validate; add cases, or divide them by --split CSV"
         )
     notice = data.get("licence", data.get("license", ""))
-    name = str(data.get("name") or folder.name)
+    name = str(data.get("name") or folder.resolve().name)
     return Dataset(
         name,
         table,
@@ -108,9 +111,13 @@ def _channels(path: Path, data: dict) -> tuple[str, ...]:
     """The names of the channels, in the order of their numbers. Raises UnreadableInputError."""
     names = data.get("channel_names") or data.get("modality") or {"0": "image"}
     if not isinstance(names, dict) or not all(
-        str(key).isdigit() and isinstance(name, str) and name for key, name in names.items()
+        key.isascii() and key.isdigit() and isinstance(name, str) and name and is_line(name)
+        for key, name in names.items()
     ):
-        raise UnreadableInputError(f'{path}: "channel_names" (or "modality") is not {{"0": "MRI", …}}, number: name')
+        raise UnreadableInputError(
+            f'{path}: "channel_names" (or "modality") is not {{"0": "MRI", …}}, number: name, each of one line of '
+            "characters that print"
+        )
     return tuple(names[key] for key in sorted(names, key=int))
 
 

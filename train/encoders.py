@@ -72,16 +72,30 @@ def installed() -> dict[str, Path]:
 
 def find_encoder(name_or_path: str) -> Path:
     """The file of an encoder given by path or by name. Raises MissingModelError, UsageError."""
-    if "/" in name_or_path or name_or_path.endswith(".pt"):
+    if _is_path(name_or_path):
         if not Path(name_or_path).is_file():
             raise MissingModelError(f"{name_or_path}: no such encoder file; at hand are: {', '.join(installed())}")
         return Path(name_or_path)
-    found = installed().get(check_name(name_or_path))
+    found = installed().get(name_or_path)
     if found is not None:
         return found
+    if Path(name_or_path).is_file():
+        raise UsageError(
+            f"encoder {name_or_path}: a file's name ends in .pt or has a folder before it, such as ./{name_or_path}; a "
+            f"published one is installed first: dropgen-rt encoders add {name_or_path} --name NAME"
+        )
     fetching = f"; fetch it with: dropgen-rt encoders fetch {name_or_path}"
     step = fetching if name_or_path in PUBLISHED else ""
     raise MissingModelError(f"no encoder named {name_or_path!r}; at hand are: {', '.join(installed()) or 'none'}{step}")
+
+
+def _is_path(name_or_path: str) -> bool:
+    return "/" in name_or_path or name_or_path.endswith(".pt")
+
+
+def absolute(name_or_path: str) -> str:
+    """A path from the root, so that a run is resumed from any folder; a name as it is."""
+    return str(Path(name_or_path).absolute()) if _is_path(name_or_path) else name_or_path
 
 
 def encoder_for(method: str, given: str | None) -> Path | None:
@@ -121,8 +135,16 @@ def add(file: Path, name: str | None = None, source: str = "") -> Path:
     MissingModelError, ModelError, UsageError, OutputError.
     """
     if not file.is_file():
-        raise MissingModelError(f"{file}: no such file; give an encoder that dropgen-rt wrote or a published .pth")
-    target = folder() / f"{check_name(name or file.name.split('.')[0])}.pt"
+        what = "a folder" if file.is_dir() else "no such file"
+        raise MissingModelError(f"{file}: {what}; give an encoder that dropgen-rt wrote or a published .pth")
+    chosen = name or file.name.split(".")[0]
+    try:
+        check_name(chosen, "encoder")
+    except UsageError as error:
+        raise UsageError(f"{error}; give another by --name") from error
+    if packaged(chosen).is_file():
+        raise UsageError(f"encoder name {chosen!r}: the package has one of this name; give another by --name")
+    target = folder() / f"{chosen}.pt"
     encoder, note, half = read_any(file)
     make_folder(folder())
     save_encoder(

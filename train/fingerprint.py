@@ -24,6 +24,8 @@ NAMES: dict[str, Modality] = {
 CT_RANGE = Intensity("range", -1024.0, 1024.0)
 # A scan with whole numbers down to here, whatever its channel's name, is CT: air is -1000.
 CT_AIR = -500.0
+# Of a fixed range the scans fill at least this share, or are not what it is for: of HU it is 41.
+LEAST_KEPT = 0.02
 # An axis this many times coarser than the others keeps finer scans fine, as nnU-Net does.
 ANISOTROPIC, FINE_PERCENTILE = 3.0, 10
 # By how much voxels grow at a time, until a window covers enough of a scan.
@@ -80,6 +82,20 @@ class Fingerprint:
     def intensity(self) -> Intensity:
         """CT: the paper's fixed range; else percentiles of each scan."""
         return CT_RANGE if self.modality == "CT" else Intensity()
+
+    def doubts(self, intensity: Intensity) -> list[str]:
+        """A warning per channel of whose values a fixed range keeps next to nothing, or not what labels hold."""
+        lines = []
+        for name, row in zip(self.channels, self.intensities, strict=True):
+            low, high = (min(max(row[place], intensity.lower), intensity.upper) for place in (0, len(PERCENTILES) - 1))
+            kept, labelled = (high - low) / (intensity.upper - intensity.lower), row[len(PERCENTILES) + 1]
+            if intensity.kind == "range" and (kept < LEAST_KEPT or not intensity.lower < labelled < intensity.upper):
+                lines.append(
+                    f"warning: {name}: of intensities from {row[0]:g} to {row[len(PERCENTILES) - 1]:g}, in the labels "
+                    f"about {labelled:g}, the range of {intensity.lower:g} to {intensity.upper:g} keeps too little; if "
+                    "they are no Hounsfield units, give --set intensity.kind=percentile"
+                )
+        return lines
 
     def spacing(
         self, voxels: int, stride: int, smallest: int, coverage: float, given: tuple[int, int, int] | None = None

@@ -1,8 +1,10 @@
 """Which files make a case: the nnU-Net / Decathlon folders, or a table of image, label and split."""
 
 import csv
+import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +20,8 @@ SPLIT_NAMES = {
     "test": "testing", "testing": "testing", "ts": "testing",
 }  # fmt: skip
 COLUMNS = ("image", "label", "split")
+#: A patient has no more scans than these: what more lies in one folder, or begins with one name, is of many patients.
+MOST_SCANS = 4
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Case:
     name: str
     images: tuple[Path, ...]
     label: Path
+    patient: str = ""  # as a table's folders tell; where they do not, names may
 
 
 @dataclass
@@ -53,22 +58,54 @@ def find_in_folders(folder: Path, channels: int, synthetic: bool) -> Found:
         found.faults += _twice(labels) + _twice(images)
         if images and not labels and not synthetic and short == "Val":
             found.faults.append(f"{folder / 'labelsVal'}: no label maps, though imagesVal has images; add them")
-        by_stem = {stem(path): path for path in images}
-        used: set[Path] = set()
+        by_stem = {_composed(path): path for path in images}
         for label in labels:
-            name = stem(label)
-            paths = () if synthetic else _channels(name, by_stem, channels)
-            used.update(paths)
+            paths = () if synthetic else _channels(_composed(label), by_stem, channels)
             if not synthetic and len(paths) != channels:
-                wanted = f"{name}_0000" + (f" … {name}_{channels - 1:04d}" if channels > 1 else "")
-                found.faults.append(
-                    f"{label}: {len(paths)} of {channels} channels in images{short}; add {wanted}{scan_suffix(label)}"
-                )
+                found.faults.append(_lacking(label, by_stem, channels, short))
                 continue
-            found.of(split).append(Case(name, paths, label))
+            formats = sorted({scan_suffix(path) for path in paths})
+            if len(formats) > 1:
+                found.faults.append(
+                    f"{label}: its channels are {' and '.join(formats)}; infer takes one format, so save them alike"
+                )
+            found.of(split).append(Case(stem(label), paths, label))
+        if labels and not synthetic:
+            found.faults += _beyond(images, labels, channels)
         if labels and not synthetic and short != "Ts":  # a challenge's test images have no labels
             found.faults += [_without_label(path, by_stem, short) for path in images if _lone(path, labels)]
     return found
+
+
+def _composed(path: Path) -> str:
+    """A file's stem, an accented letter as one character: archives of macOS write it as two."""
+    return unicodedata.normalize("NFC", stem(path))
+
+
+def _lacking(label: Path, by_stem: dict[str, Path], channels: int, short: str) -> str:
+    wanted = [f"{_composed(label)}_{index:04d}" for index in range(channels)]
+    missing = [name for name in wanted if name not in by_stem]
+    named = missing[0] if len(missing) == 1 else f"{missing[0]} … {missing[-1]}"
+    return (
+        f"{label}: {channels - len(missing)} of {channels} channels in images{short}; add {named}{scan_suffix(label)}"
+    )
+
+
+def _beyond(images: Iterable[Path], labels: Iterable[Path], channels: int) -> Iterator[str]:
+    """Files of channels that dataset.json does not name: they would be passed over in silence."""
+    names = {_composed(label) for label in labels}
+    for image in images:
+        name, number = _composed(image)[:-5], _numbered(_composed(image))
+        if _composed(image) not in names and name in names and number is not None and number >= channels:
+            yield (
+                f"{image}: channel {number}, dataset.json names {channels}; add it to "
+                '"channel_names", or move the file elsewhere'
+            )
+
+
+def _numbered(name: str) -> int | None:
+    """The channel that a name ends in, as nnU-Net numbers them."""
+    return int(name[-4:]) if name[-5:-4] == "_" and name[-4:].isascii() and name[-4:].isdigit() else None
 
 
 def _scans(folder: Path) -> list[Path]:
@@ -79,9 +116,9 @@ def _twice(paths: Iterable[Path]) -> list[str]:
     """Files of one name and two formats: which is meant cannot be told."""
     first: dict[str, Path] = {}
     return [
-        f"{path}: beside it lies {first[stem(path)].name}, of the same case; move one elsewhere"
+        f"{path}: beside it lies {first[_composed(path)].name}, of the same case; move one elsewhere"
         for path in paths
-        if first.setdefault(stem(path), path) != path
+        if first.setdefault(_composed(path), path) != path
     ]
 
 
@@ -94,13 +131,13 @@ def _channels(name: str, by_stem: dict[str, Path], channels: int) -> tuple[Path,
 
 
 def _lone(image: Path, labels: Iterable[Path]) -> bool:
-    names = {stem(label) for label in labels}
-    name = stem(image)
-    return name not in names and not (name[-5:-4] == "_" and name[-4:].isdigit() and name[:-5] in names)
+    names = {_composed(label) for label in labels}
+    name = _composed(image)
+    return name not in names and not (_numbered(name) is not None and name[:-5] in names)
 
 
 def _without_label(image: Path, by_stem: dict[str, Path], short: str) -> str:
-    scan, _, end = stem(image).rpartition("_")
+    scan, _, end = _composed(image).rpartition("_")
     if end == "seg" and scan in by_stem:  # infer leaves its labels beside the scan
         return f"{image}: not an image but the labels that infer gave {by_stem[scan].name}; move it elsewhere"
     return f"{image}: no label map in labels{short}; add it"
@@ -114,28 +151,68 @@ def find_in_table(table: Path, channels: int, synthetic: bool) -> Found:
     """
     if not table.is_file():
         raise MissingInputError(f"{table}: no such file; give a CSV with the columns {', '.join(COLUMNS)}")
-    try:
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines()))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableInputError(f"{table}: not a CSV in UTF-8 ({error}); save it again") from error
-    if not rows or not set(COLUMNS) <= set(rows[0]):
-        raise UnreadableInputError(f"{table}: a CSV with the columns {', '.join(COLUMNS)} and at least one row, please")
-    found, labels = Found(), set[Path]()
-    stems = Counter(Path((row["label"] or "").strip()).name for row in rows)
-    for number, row in enumerate(rows, 2):
-        split = SPLIT_NAMES.get((row["split"] or "").strip().lower())
-        label = table.parent / (row["label"] or "").strip()
-        images = tuple(table.parent / part.strip() for part in (row["image"] or "").split(";") if part.strip())
+    rows = _rows(table)
+    places = [_absolute(table.parent / row["label"]) for _, row in rows]
+    names, patients = _names(places), _patients(places)
+    found, seen = Found(), set[Path]()
+    for (number, row), label in zip(rows, places, strict=True):
+        split = SPLIT_NAMES.get(row["split"].lower())
+        images = tuple(table.parent / part.strip() for part in row["image"].split(";") if part.strip())
         wrong = _row_faults(split, label, images, channels, synthetic)
-        if label in labels:
+        if label in seen:
             wrong.append(f"{label} stands in an earlier line too")
-        labels.add(label)
+        seen.add(label)
         found.faults += [f"{table}, line {number}: {fault}" for fault in wrong]
         if not wrong and split:
-            # Of p01/seg.nii.gz and p02/seg.nii.gz the folder tells who it is.
-            name = stem(label) if stems[label.name] == 1 else f"{label.parent.name}_{stem(label)}"
-            found.of(split).append(Case(name, () if synthetic else images, label))
+            case = Case(names[label], () if synthetic else images, table.parent / row["label"], patients.get(label, ""))
+            found.of(split).append(case)
     return found
+
+
+def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """Each row's line and its three cells, without blanks around them."""
+    try:
+        reader = csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines(), skipinitialspace=True)
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        rows = [(reader.line_num, {name: (row.get(name) or "").strip() for name in COLUMNS}) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableInputError(f"{table}: not a CSV in UTF-8 ({error}); save it again") from error
+    if not rows or not set(COLUMNS) <= set(reader.fieldnames):
+        given = f"columns {', '.join(reader.fieldnames)}, {len(rows)} rows" if reader.fieldnames else "an empty file"
+        raise UnreadableInputError(
+            f"{table}: {given}; accepted are the columns {', '.join(COLUMNS)}, separated by commas, and a row or more"
+        )
+    return rows
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))
+
+
+def _names(labels: Sequence[Path]) -> dict[Path, str]:
+    """A name for each label map: its file's, with as many folders before it as tell it from the others."""
+    names: dict[Path, str] = {}
+    left, depth = set(labels), 0
+    while left:
+        named = {label: "_".join((*label.parts[-1 - depth : -1], stem(label))) for label in left}
+        counts = Counter(named.values())
+        alone = {label for label in left if counts[named[label]] == 1 or depth >= len(label.parts)}
+        names |= {label: named[label] for label in alone}
+        left, depth = left - alone, depth + 1
+    return names
+
+
+def _patients(labels: Sequence[Path]) -> dict[Path, str]:
+    """Whose each label map is, where folders tell: below the one that holds all, the first that hold no more than
+    MOST_SCANS each."""
+    below = {label: label.relative_to(os.path.commonpath([path.parent for path in labels])) for label in set(labels)}
+    for depth in range(1, max((len(path.parts) for path in below.values()), default=0)):
+        folders = {label: "/".join(path.parts[:depth]) for label, path in below.items() if len(path.parts) > depth}
+        if len(folders) < len(below):
+            break
+        if max(Counter(folders.values()).values()) <= MOST_SCANS:
+            return folders
+    return {}
 
 
 def _row_faults(split: str | None, label: Path, images: tuple[Path, ...], channels: int, synthetic: bool) -> list[str]:

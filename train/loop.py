@@ -47,7 +47,10 @@ __all__ = ["Report", "Run", "load_network", "torch_infer", "train", "validate"]
 
 Report = Callable[[dict[str, object]], None]
 # What a resumed run may change: none of it changes what the network is or which samples it sees.
-CHANGEABLE = frozenset({"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile"})
+# An encoder's file may have moved: its weights are compared.
+CHANGEABLE = frozenset(
+    {"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile", "encoder"}
+)
 # A scale of fp16's losses, halved at each gradient that is not finite: thirty in a row lead here from its first one.
 SMALLEST_SCALE = 1e-4
 
@@ -169,6 +172,8 @@ class Run:
         changed = _changed(content["config"], self.config.summary())
         if changed:
             raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
+        if not _same_encoder(self.network, content["state"]):
+            raise UsageError(f"{path}: was trained with another encoder; give that of then, or another --out")
         before = [label["name"] for label in content["labels"]], len(content["dataset"]["channels"])
         now = [label.name for label in self.dataset.labels], len(self.dataset.channels)
         self.content = content.get("content", "")
@@ -290,6 +295,13 @@ class Run:
             "config": self.config.summary(),
             "progress": {"step": self.step, "validation_dice": self.dice},
         }
+
+
+def _same_encoder(network: DropGen, state: dict[str, Tensor]) -> bool:
+    """Whether a checkpoint's encoder is that of ``network``, which may have none."""
+    own = {} if network.encoder is None else network.encoder.state_dict(prefix="encoder.")
+    saved = {key: value for key, value in state.items() if key.startswith("encoder.")}
+    return own.keys() == saved.keys() and all(torch.equal(own[key].cpu(), saved[key]) for key in own)
 
 
 def _digest(names: object) -> str:

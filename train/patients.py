@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 
-from dropgen_rt.train.layout import Case
+from dropgen_rt.train.layout import MOST_SCANS, Case
 
 VALIDATION_SHARE = 5
 
-#: Names that differ after their last underscore alone are scans of one patient (``p01_frame01``, ``p01_frame12``) if
-#: there are no more of one beginning than these, and other beginnings; ``liver_001`` to ``liver_131`` are 131 patients.
-MOST_SCANS = 4
-
 
 def by_patient(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases of each patient as their names tell, in the order of the first of each."""
+    """The cases of each patient as folders or names tell, in the order of the first of each.
+
+    Names that differ after their last underscore alone are scans of one patient (``p01_frame01``, ``p01_frame12``) if
+    there are no more of one beginning than MOST_SCANS, and other beginnings; ``liver_001`` to ``liver_131`` are 131
+    patients.
+    """
     patients: dict[str, list[Case]] = {}
     for case in cases:
-        patients.setdefault(case.name.rpartition("_")[0] or case.name, []).append(case)
+        patients.setdefault(case.patient or case.name.rpartition("_")[0] or case.name, []).append(case)
     if len(patients) == 1 or max(map(len, patients.values()), default=0) > MOST_SCANS:
         return [[case] for case in cases]
     return list(patients.values())
@@ -45,5 +46,6 @@ def told(*sides: Sequence[Case]) -> list[str]:
             f"{len(apart)}): what is tested may have been trained on; --split CSV divides the cases"
         ]
     if several:
-        return [f"by their names, {len(cases)} cases of {len(patients)} patients; each is on one side of the split"]
+        told_by = "folders" if all(case.patient for case in cases) else "names"
+        return [f"by their {told_by}, {len(cases)} cases of {len(patients)} patients; each is on one side of the split"]
     return []

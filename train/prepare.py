@@ -29,7 +29,7 @@ from dropgen_rt.train.parallel import each
 from dropgen_rt.train.survey import Finding
 from dropgen_rt.volume import read_label_map
 
-FORMAT = "dropgen-rt prepared case 2"
+FORMAT = "dropgen-rt prepared case 3"
 LOCK = ".lock"
 # Voxels kept per label to centre crops on; drawn once, so that a crop need not search a whole scan.
 PLACES_PER_LABEL = 4096
@@ -101,7 +101,8 @@ def on_working_grid(case: Case, grid: Grid) -> tuple[NDArray, NDArray]:
         np.array(values, np.float32).reshape(shape) for values in (scale.lower, scale.upper, scale.offset, scale.scale)
     )
     image = (np.clip(working.array, lower, upper) - offset) * factor
-    target = labels_to_working_grid(grid.table.merge(labels), geometry, grid.orientation, grid.spacing_mm)
+    # Of two headers that differ by rounding one may come to a voxel more, or another orientation: the image's counts.
+    target = labels_to_working_grid(grid.table.merge(labels), volume.geometry, grid.orientation, grid.spacing_mm)
     return image.astype(np.float32), target
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dropgen_rt.atomic import check_writable
-from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
+from dropgen_rt.errors import DropgenError, MissingInputError, MissingModelError, UnsuitableInputError, UsageError
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.device import autocast, choose_device, move_to
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
@@ -46,6 +46,7 @@ SPACING_MM = (0.9, 2.5)
 SEVERITY = 1.2
 PEAK_LEARNING_RATE, WARM_UP = 1e-3, 0.05
 REPORT_EVERY = 50
+MOST_VALUES = 256  # each value of a label map is one byte here
 STATE_FORMAT = "dropgen-rt pretraining 1"
 STATE_SUFFIX = ".state.pt"
 
@@ -282,6 +283,8 @@ def _unsound(step: int, what: str, state: Path) -> DropgenError:
 
 
 def _resume(path: Path, parts: dict, config: PretrainConfig, anatomy: Anatomy) -> int:
+    if not path.is_file():
+        raise MissingModelError(f"{path}: no such state to go on from; leave --resume out to begin")
     content = checkpoint.load(path, STATE_FORMAT)
     if content["config"] != asdict(config):
         raise UsageError(f"{path}: was trained with other options; give the same ones, or another --out")
@@ -309,7 +312,12 @@ def read_indexed_maps(folder: Path, tissues: dict[str, tuple[int, ...]]) -> list
         for values in tissues.values():
             merged[[value for value in values if value < len(merged)]] = values[0]
         _, change = geometry.reoriented("LPS")
-        return index_labels(merged[change.apply(raw)])[0]
+        index, found = index_labels(merged[change.apply(raw)])
+        if len(found) > MOST_VALUES:
+            raise UnsuitableInputError(
+                f"{path}: {len(found)} different values, accepted are {MOST_VALUES}; merge some by --tissues"
+            )
+        return index
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, paths))

@@ -115,7 +115,7 @@ class TrainingReport:
         if "dice" in row:
             scalars["dice"] = row["dice"]
             scalars |= {f"dice/label_{index}": dice for index, dice in enumerate(row.get("dice_per_label", ()), 1)}
-            draw_curves(self.rows, self._out / "curves.png")
+            draw_curves(self.rows, self._out / "curves.png", self._config.image_steps)
         for name, value in scalars.items():
             self._events.write_event(
                 Event(wall_time=time.time(), step=row["step"], summary=summary.scalar(name, value))

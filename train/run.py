@@ -7,9 +7,10 @@ from typing import Any
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.store import make_folder
 from dropgen_rt.train.assemble import trained_choices
-from dropgen_rt.train.config import TrainConfig, build_config, parse_assignments, preset_for, read_toml
+from dropgen_rt.train.config import MOST_LEVELS, TrainConfig, build_config, parse_assignments, preset_for, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told
@@ -20,8 +21,6 @@ from dropgen_rt.words import by
 
 # The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
 ENCODER_STRIDE, SMALLEST_EDGE = 16, 32
-# Halved eight times an edge is 256 voxels and more, past any window; the number must not be let grow unchecked.
-MOST_LEVELS = 8
 
 
 def configure(
@@ -51,6 +50,8 @@ def configure(
     if file is not None:
         given.insert(0, read_toml(file))
     goes_on = resume and (out / "last.pt").is_file()
+    if resume and not goes_on:
+        console.line(f"{out}: no run there to go on with; one begins")
     below = preset_for(preset, given, None if init is None or goes_on else trained_choices(init))
     if resume and (out / "config.toml").is_file():
         check_writable(out / "config.toml")
@@ -61,6 +62,8 @@ def configure(
     dataset = read_dataset(data, split)
     check_writable(make_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
+        for name in sorted(_named(given[-2:]) & {"augment", "coverage"}):
+            console.line(f"{name}: of no use here, images are synthesised as synthesis.toml says")
         return wanted
     found = fingerprint(data, dataset, cache, workers, console)
     found.save(make_folder(out) / "fingerprint.json")
@@ -71,6 +74,8 @@ def configure(
         f"spacing {by(config.spacing_mm)} mm (x, y, z), window {by(config.window)} voxels (z, y, x), "
         f"intensities by {config.intensity.kind} {config.intensity.lower:g} to {config.intensity.upper:g}"
     )
+    for line in found.doubts(config.intensity):
+        console.line(line)
     if "spacing_mm" not in _named(given) and config.spacing_mm != found.target_spacing_mm:
         console.line(
             f"the data's own spacing is {by(found.target_spacing_mm)} mm, at which a window would be mostly padding "
@@ -87,8 +92,11 @@ def _not_as_asked(wanted: TrainConfig, named: Collection[str]) -> Iterator[str]:
             f"width {wanted.width}: {wanted.segmentor} takes multiples of {WIDTH_STEPS[wanted.segmentor]}; "
             f"it is made {width} channels wide"
         )
-    if "drop" in named and wanted.method != "dropgen":
-        yield f"drop {wanted.drop:g}: method {wanted.method} drops no channels, only dropgen does"
+    if "levels" in named and wanted.segmentor == "swinunetr":
+        yield f"levels {wanted.levels}: swinunetr has as many as it has; the window alone follows them"
+    for name in ("drop", "settle"):
+        if name in named and wanted.method != "dropgen":
+            yield f"{name} {getattr(wanted, name):g}: method {wanted.method} drops no channels, only dropgen does"
 
 
 def _fitting(below: Mapping[str, Any], given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -143,12 +151,23 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
     smallest = stride if (wanted.segmentor, wanted.norm) == ("unet", "batch") else 2 * stride
     bounds = voxels, stride, max(SMALLEST_EDGE, smallest)
     spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage, given_window)
-    intensity = found.intensity()
+    intensity = _intensity(found, given)
     return {
         "spacing_mm": spacing,
         "window": found.window(*bounds, spacing),
         "intensity": {"kind": intensity.kind, "lower": intensity.lower, "upper": intensity.upper},
     }
+
+
+def _intensity(found: Fingerprint, given: Sequence[Mapping[str, Any]]) -> Intensity:
+    """As the data suggest, unless another kind was asked for. Raises UsageError for a range without its bounds."""
+    tables = [layer["intensity"] for layer in given if isinstance(layer.get("intensity"), Mapping)]
+    asked = {name: value for table in tables for name, value in table.items()}
+    if asked.get("kind", found.intensity().kind) == found.intensity().kind:
+        return found.intensity()
+    if asked["kind"] == "range" and not {"lower", "upper"} <= asked.keys():
+        raise UsageError("intensity.kind 'range': give its bounds, too, --set intensity.lower=… and intensity.upper=…")
+    return Intensity()
 
 
 def _named(given: Sequence[Mapping[str, Any]]) -> set[str]:

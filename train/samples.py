@@ -109,6 +109,7 @@ class _Head:
     target: Tensor
     step: float
     centres: tuple[NDArray, ...]  # per label: voxels of it, on a coarse lattice
+    labels: frozenset[int]  # those that it has
 
     @staticmethod
     def read(case: Case, dataset: Dataset, config: TrainConfig, device: torch.device | str) -> "_Head":
@@ -121,10 +122,11 @@ class _Head:
         places = [_lattice(target == label.value) for label in dataset.labels]
         step = config.spacing_mm[0] / SUBSAMPLES / oriented.spacing_mm[0]
         centres = tuple(voxels for voxels in places if len(voxels))
+        has = frozenset(label.value for label, voxels in zip(dataset.labels, places, strict=True) if len(voxels))
         if not centres:
             raise UnsuitableInputError(f"{case.label}: no voxel of any label; remove the map or label it")
         table = merged if merged.dtype == np.uint8 else merged.astype(np.int32)
-        return _Head(index.to(device), values, torch.from_numpy(table).to(device), step, centres)
+        return _Head(index.to(device), values, torch.from_numpy(table).to(device), step, centres, has)
 
 
 def _lattice(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -156,6 +158,7 @@ class SyntheticSampler:
         self.edge, self.classes = config.window[0], 1 + len(dataset.labels)
         with ThreadPoolExecutor() as pool:
             self.heads = list(pool.map(lambda case: _Head.read(case, dataset, config, device), cases))
+        self.labels = frozenset[int]().union(*(head.labels for head in self.heads))
 
     def draw(self, source: RandomSource) -> tuple[Tensor, Tensor]:
         rng = source.numbers

@@ -5,7 +5,7 @@ Torch is not imported here: the work runs in processes that would each pay for i
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from dropgen_rt.atomic import atomic_path
 from dropgen_rt.channels import SAME_GRID
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import DropgenError, FaultyDatasetError
-from dropgen_rt.evaluate import same_grid
+from dropgen_rt.evaluate import apart_mm, same_grid
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import files_of
 from dropgen_rt.train.layout import Case
@@ -59,13 +59,7 @@ def inspect_case(case: Case, table: LabelTable) -> Finding:
     if label is None or len(scans) != len(case.images):
         return Finding(case.name, tuple(faults))
     labels, geometry = label
-    for scan in scans:
-        tolerance = SAME_GRID * min(geometry.spacing_mm)
-        if not same_grid(scan.volume.geometry, geometry, tolerance):
-            faults.append(
-                f"{case.label}: its grid {_grid(geometry)} is not that of {scan.path.name}, "
-                f"{_grid(scan.volume.geometry)}; resample it to the image"
-            )
+    faults += _unlike(case, scans, geometry)
     values = np.unique(labels)
     strange = sorted({int(value) for value in values} - table.known)
     if strange:
@@ -89,6 +83,25 @@ def _tried(read: Callable[[], Read], faults: list[str]) -> Read | None:
     except DropgenError as error:
         faults.append(str(error))
         return None
+
+
+def _unlike(case: Case, scans: Sequence[Scan], label: Geometry) -> Iterator[str]:
+    """A sentence per file that is off the others' grid: the label map, or those channels that do not agree with it."""
+    within = SAME_GRID * min(label.spacing_mm)
+    agree = [same_grid(scan.volume.geometry, label, within) for scan in scans]
+    if not all(agree) and not agree[0]:
+        yield f"{case.label}: {_differs(label, scans[0].volume.geometry, scans[0].path.name)}; resample it to the image"
+        return
+    for scan, alike in zip(scans, agree, strict=True):
+        if not alike:
+            differs = _differs(scan.volume.geometry, label, case.label.name)
+            yield f"{scan.path}: {differs}; resample it to the other channels"
+
+
+def _differs(mine: Geometry, theirs: Geometry, name: str) -> str:
+    if _grid(mine) != _grid(theirs):
+        return f"its grid {_grid(mine)} is not that of {name}, {_grid(theirs)}"
+    return f"its voxels lie up to {apart_mm(mine, theirs):.4g} mm from those of {name}, as many and as large"
 
 
 def _grid(geometry: Geometry) -> str:

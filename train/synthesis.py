@@ -11,7 +11,7 @@ device that trains, where an image costs milliseconds.
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dropgen_rt.errors import UnreadableInputError, UsageError
+from dropgen_rt.typed_fields import read_fields
+from dropgen_rt.volume import MAX_LABEL
 
 # Fine samples per training voxel and axis: two give eight intensities to average, enough for soft borders.
 SUBSAMPLES = 2
@@ -90,6 +92,7 @@ class SynthesisConfig:
     mirror: bool = False
 
     def __post_init__(self) -> None:
+        self._check_tissues()
         unknown = {*self.outside, *([self.fluid] if self.fluid else [])} - set(self.tissues)
         if unknown:
             raise UsageError(
@@ -97,31 +100,41 @@ class SynthesisConfig:
             )
         for name, share in (("strip", self.strip), ("anywhere", self.anywhere), ("average", self.average)):
             if not 0 <= share <= 1:
-                raise UsageError(f"{name} {share}: accepted is a share from 0 to 1")
+                raise UsageError(f"{name} {share:g}: accepted is a share from 0 to 1")
         sizes = ("severity", self.severity), ("mean_jitter", self.mean_jitter), ("outside_jitter", self.outside_jitter)
         for name, size in sizes:
             if not 0 <= size < float("inf"):
-                raise UsageError(f"{name} {size}: accepted is a number from 0 up")
+                raise UsageError(f"{name} {size:g}: accepted is a number from 0 up")
         without = sorted(set(self.contrasts) - set(self.means) - {"random"})
         if without:
             raise UsageError(f"contrasts: {without[0]!r} has no table [means.{without[0]}]; add it, or name it random")
         if not sum(self.contrasts.values()) > 0 or min(self.contrasts.values()) < 0:
             raise UsageError("contrasts: accepted are probabilities from 0, one of them above 0")
 
+    def _check_tissues(self) -> None:
+        seen: dict[int, str] = {}
+        for tissue, values in self.tissues.items():
+            if not values or min(values) < 0 or max(values) > MAX_LABEL:
+                raise UsageError(f"tissues: {tissue} {list(values)}: accepted are label values, 0 to {MAX_LABEL}")
+            for value in values:
+                if value in seen:
+                    raise UsageError(f"tissues: value {value} stands in both {seen[value]} and {tissue}; list it once")
+                seen[value] = tissue
+        for contrast, means in self.means.items():
+            for tissue, mean in means.items():
+                if tissue not in self.tissues:
+                    raise UsageError(f"means.{contrast}: {tissue!r} is no tissue, such as {', '.join(self.tissues)}")
+                if not 0 <= mean <= 1:
+                    raise UsageError(f"means.{contrast}.{tissue} {mean:g}: accepted is an intensity from 0 to 1")
+
     @staticmethod
     def read(path: Path) -> "SynthesisConfig":
         """The file's choices. Raises UnreadableInputError, naming what is wrong."""
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
-            strange = sorted(set(data) - {item.name for item in fields(SynthesisConfig)})
-            if strange:
-                raise UsageError(f"{strange[0]!r} is none of {', '.join(f.name for f in fields(SynthesisConfig))}")
-            tissues = {name: tuple(map(int, values)) for name, values in data.pop("tissues").items()}
-            outside = tuple(data.pop("outside", ()))
-            return SynthesisConfig(tissues, **{"means": {}, "contrasts": data["contrasts"]} | data, outside=outside)
-        except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise UnreadableInputError(f"{path}: {reason}; examples/brain9 in the sources has a whole one") from error
+            return read_fields(SynthesisConfig, {"means": {}} | data, unknown="refuse")
+        except (OSError, ValueError, UsageError) as error:  # a field's error is a ValueError, too
+            raise UnreadableInputError(f"{path}: {error}; examples/brain9 in the sources has a whole one") from error
 
 
 def draw_intensities(config: SynthesisConfig, values: np.ndarray, rng: np.random.Generator) -> NDArray[np.float32]:

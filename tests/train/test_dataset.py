@@ -12,6 +12,7 @@ from dropgen_rt.errors import FaultyDatasetError, GeometryError, InputError
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_case, read_dataset
+from dropgen_rt.train.patients import told
 from dropgen_rt.train.survey import refuse_faults, survey
 
 
@@ -91,7 +92,35 @@ def test_several_channels(balls: Path) -> None:
     image, _ = read_case(dataset.training[0], dataset, TrainConfig(window=(16, 16, 16)), Intensity())
     assert image.shape == (2, 20, 22, 24)
     (balls / "imagesTr" / "case3_0001.nii.gz").unlink()
-    assert "case3.nii.gz: 1 of 2 channels in imagesTr; add case3_0000 … case3_0001.nii.gz" in refusal(balls)
+    assert "case3.nii.gz: 1 of 2 channels in imagesTr; add case3_0001.nii.gz" in refusal(balls)
+
+
+def test_files_of_channels_that_are_not_named_are_faults(balls: Path) -> None:
+    shutil.copy(balls / "imagesTr" / "case0_0000.nii.gz", balls / "imagesTr" / "case0_0001.nii.gz")
+    assert "case0_0001.nii.gz: channel 1, dataset.json names 1; add it to" in refusal(balls)
+
+
+def test_channels_of_one_case_are_of_one_format_and_one_grid(balls: Path) -> None:
+    describe(balls, channel_names={"0": "T1", "1": "T2"})
+    for image in sorted((balls / "imagesTr").iterdir()):
+        shutil.copy(image, str(image).replace("_0000", "_0001"))
+    (balls / "imagesTr" / "case1_0001.nii.gz").unlink()
+    write(read(balls / "imagesTr" / "case1_0000.nii.gz"), balls / "imagesTr" / "case1_0001.mha")
+    moved = sitk.ReadImage(str(balls / "imagesTr" / "case2_0001.nii.gz"))
+    moved.SetOrigin((0.0, 0.0, 3.0))
+    sitk.WriteImage(moved, str(balls / "imagesTr" / "case2_0001.nii.gz"))
+    told = refusal(balls)
+    assert "case1.nii.gz: its channels are .mha and .nii.gz; infer takes one format, so save them alike" in told
+    wanted = "case2_0001.nii.gz: its voxels lie up to 3 mm from those of case2.nii.gz, as many and as large; resample"
+    assert wanted in told and "case2.nii.gz: its grid" not in told
+
+
+def test_accents_of_macos_are_the_same_letters(balls: Path) -> None:
+    for folder, name in (("imagesTr", "e\u0301a_0000.nii.gz"), ("labelsTr", "\u00e9a.nii.gz")):
+        (balls / folder / ("case0_0000.nii.gz" if folder == "imagesTr" else "case0.nii.gz")).rename(
+            balls / folder / name
+        )
+    assert len(accepted(balls).cases) == 6
 
 
 def test_codes_and_the_dicom_rule(balls: Path) -> None:
@@ -130,7 +159,15 @@ def test_a_table_says_who_is_what(balls: Path, tmp_path: Path) -> None:
     assert "line 9: the split is none of train, val, test" in text
     assert "line 10: no such file" in text
     table.write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="columns image, label, split"):
+    with pytest.raises(InputError, match=r"columns a, b, 1 rows; accepted are the columns image, label, split"):
+        read_dataset(balls, table)
+    table.write_text("\n\n".join(["Image, label , SPLIT", *(row.replace(",", ", ") for row in rows)]))
+    assert accepted(balls, table) == dataset
+    table.write_text("\n\n".join(["image,label,split", *rows, f"no,{balls / 'labelsTr' / 'case0.nii.gz'},val"]))
+    assert "line 15: no such file" in refusal(balls, table)
+    assert f"line 15: {balls / 'labelsTr' / 'case0.nii.gz'} stands in an earlier line too" in refusal(balls, table)
+    table.write_text("\n".join(["image,label,split", *(",".join((*row.split(",")[:2], "val")) for row in rows)]))
+    with pytest.raises(InputError, match=r"0 cases to train on and 6 to validate; accepted are some of each"):
         read_dataset(balls, table)
 
 
@@ -188,7 +225,9 @@ def test_labels_that_would_be_learnt_otherwise_are_refused(balls: Path, labels: 
         read_dataset(balls)
 
 
-@pytest.mark.parametrize("names", ["CT", ["CT"], {"0": 7}, {"first": "MRI"}])
+@pytest.mark.parametrize(
+    "names", ["CT", ["CT"], {"0": 7}, {"first": "MRI"}, {"0": "MRI", "\u00b2": "x"}, {"0": "MRI\nT1"}]
+)
 def test_channel_names_that_are_none_are_named(balls: Path, names: object) -> None:
     describe(balls, channel_names=names)
     with pytest.raises(InputError, match=r'"channel_names" .* is not'):
@@ -211,6 +250,35 @@ def test_a_folder_per_patient_names_the_cases(balls: Path, tmp_path: Path) -> No
     (tmp_path / "split.csv").write_text("\n".join(rows))
     dataset = accepted(balls, tmp_path / "split.csv")
     assert [case.name for case in dataset.validation] == ["p1_seg", "p2_seg", "p3_seg"]
+
+
+def sites(balls: Path, folder: Path, places: list[str]) -> Path:
+    """A table of cases that lie at these places, without saying what validates."""
+    rows = ["image,label,split"]
+    for index, place in enumerate(places):
+        image, label = folder / f"{place}.nii.gz", folder / f"{place}_seg.nii.gz"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(balls / "imagesTr" / f"case{index % 6}_0000.nii.gz", image)
+        shutil.copy(balls / "labelsTr" / f"case{index % 6}.nii.gz", label)
+        rows.append(f"{place}.nii.gz,{place}_seg.nii.gz,train")
+    (folder / "split.csv").write_text("\n".join(rows))
+    return folder / "split.csv"
+
+
+def test_folders_tell_patients(balls: Path, tmp_path: Path) -> None:
+    table = sites(balls, tmp_path, [f"p{i}/{scan}" for i in range(3) for scan in ("base", "follow")])
+    dataset = accepted(balls, table)
+    assert [case.name for case in dataset.validation] == ["p2_base_seg", "p2_follow_seg"]
+    assert told(dataset.training, dataset.validation) == [
+        "by their folders, 6 cases of 3 patients; each is on one side of the split"
+    ]
+
+
+def test_patients_of_two_sites_with_one_name_are_two(balls: Path, tmp_path: Path) -> None:
+    table = sites(balls, tmp_path, [f"{site}/p{i}/scan" for site in "AB" for i in range(5)])
+    dataset = accepted(balls, table)
+    assert [case.name for case in dataset.validation] == ["A_p4_scan_seg", "B_p4_scan_seg"]
+    assert len({case.patient for case in dataset.cases}) == 10 and told(dataset.cases) == []
 
 
 def test_a_byte_order_mark_does_not_matter(balls: Path) -> None:

@@ -97,7 +97,7 @@ def test_an_own_encoder_is_added_under_a_name(encoder: Path) -> None:
     installed = encoders.add(encoder, "mine")
     assert encoders.installed()["mine"] == installed
     assert "mine: 4 features, 0.0 M parameters, sha256 " in command("list").output
-    with pytest.raises(UsageError, match="model name"):
+    with pytest.raises(UsageError, match=r"encoder name '../mine': accepted are .*; give another by --name"):
         encoders.add(encoder, "../mine")
 
 

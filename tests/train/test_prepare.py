@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import OutputError
@@ -17,7 +18,16 @@ from dropgen_rt.train import survey as survey_module
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_case, read_dataset
 from dropgen_rt.train.layout import Case
-from dropgen_rt.train.prepare import ABANDONED_S, PLACES_PER_LABEL, Grid, Prepared, lost_labels, places_of, prepare
+from dropgen_rt.train.prepare import (
+    ABANDONED_S,
+    PLACES_PER_LABEL,
+    Grid,
+    Prepared,
+    lost_labels,
+    on_working_grid,
+    places_of,
+    prepare,
+)
 from dropgen_rt.train.survey import Finding, survey
 
 CONFIG = TrainConfig(window=(16, 16, 16), spacing_mm=(2.0, 1.0, 1.0))
@@ -168,6 +178,25 @@ def test_a_label_has_a_bounded_number_of_places() -> None:
     assert (places[:, 0] == 1).sum() == PLACES_PER_LABEL
     assert places[places[:, 0] == 2].tolist() == [[2, 0, 0, 0]]
     assert np.array_equal(places, places_of(labels, 3))
+
+
+@pytest.mark.parametrize(("image_edge", "label_edge"), [(0.7, np.float32(0.7)), (np.float32(0.7), 0.7)])
+def test_labels_lie_on_the_image_whatever_their_header_rounds(
+    balls: Path, tmp_path: Path, image_edge: float, label_edge: float
+) -> None:
+    """25 voxels of 0.7 mm are 17.5 of 1 mm, of 0.7 in float32 a little less: 18 or 17."""
+    voxels = np.zeros((25, 25, 25), np.uint8)
+    voxels[5:12, 8:20, 3:9] = 1
+    for array, edge, path in (
+        (voxels * np.float32(100), image_edge, tmp_path / "image.mha"), (voxels, label_edge, tmp_path / "label.mha"),
+    ):  # fmt: skip
+        written = sitk.GetImageFromArray(array)
+        written.SetSpacing((float(edge),) * 3)
+        sitk.WriteImage(written, str(path))
+    grid = Grid("LPS", (1.0, 1.0, 1.0), Intensity("range", 0.0, 100.0), read_dataset(balls).table)
+    image, label = on_working_grid(Case("c", (tmp_path / "image.mha",), tmp_path / "label.mha"), grid)
+    assert image.shape[1:] == label.shape
+    assert np.array_equal(label == 1, image[0] > 0.5)
 
 
 def test_what_a_killed_preparation_left_is_removed_after_a_day(balls: Path, tmp_path: Path) -> None:

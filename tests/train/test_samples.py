@@ -119,11 +119,15 @@ def test_maps_of_unlike_voxels_and_empty_ones_are_refused(heads: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("mirrored = true\n", "'mirrored' is none of tissues"),
+        ("mirrored = true\n", "mirrored: no such field; accepted are tissues, means"),
         ("anywhere = 2\n", "anywhere 2: accepted is a share"),
         ('outside = ["bone"]\n', "'bone' is none of ball"),
         ("strip = -1\n", "strip -1: accepted is a share"),
         ("severity = 1\n", "Cannot overwrite a value"),
+        ('mirror = "no"\n', "mirror: 'no' is not"),
+        ("[means.t3]\nbone = 0.4\n", "means.t3: 'bone' is no tissue, such as ball"),
+        ("[means.t3]\nball = 40\n", "means.t3.ball 40: accepted is an intensity from 0 to 1"),
+        ('[means.t3]\nball = "x"\n', "means.t3.ball: 'x' is not a finite number"),
     ],
 )
 def test_a_synthesis_file_says_what_is_wrong(heads: Path, line: str, message: str) -> None:
