@@ -223,6 +223,8 @@ def _pretrain(
     for there in (state, out):
         if not resume and there.is_file():
             raise UsageError(f"{there}: is there already; go on with its run by --resume, or give another --out")
+    if resume and not state.is_file():
+        raise MissingModelError(f"{state}: no such state to go on from; leave --resume out to begin")
     anatomy = Anatomy.read(folder, place, tissues)
     torch.manual_seed(config.seed)
     model = Pretraining(UNet(UNetConfig(width=config.width, padding_mode="zeros")))
@@ -283,8 +285,6 @@ def _unsound(step: int, what: str, state: Path) -> DropgenError:
 
 
 def _resume(path: Path, parts: dict, config: PretrainConfig, anatomy: Anatomy) -> int:
-    if not path.is_file():
-        raise MissingModelError(f"{path}: no such state to go on from; leave --resume out to begin")
     content = checkpoint.load(path, STATE_FORMAT)
     if content["config"] != asdict(config):
         raise UsageError(f"{path}: was trained with other options; give the same ones, or another --out")

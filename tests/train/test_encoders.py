@@ -93,6 +93,17 @@ def test_other_layouts_are_refused(published: Path, change: str) -> None:
     assert not (encoders.folder() / "anatomix.pt").exists()
 
 
+def test_the_names_of_the_package_are_taken(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = command("add", encoder, "--name", encoders.DEFAULT_ENCODER)
+    assert (result.exit_code, result.stderr) == (
+        2, "error: encoder name 'stable': the package has one of this name; give another by --name\n",
+    )  # fmt: skip
+    monkeypatch.chdir(encoder.parent)
+    encoder.rename(encoder.with_suffix(".pth"))
+    with pytest.raises(UsageError, match=r"encoder encoder\.pth: a file's name ends in \.pt or has a folder before it"):
+        encoders.find_encoder("encoder.pth")
+
+
 def test_an_own_encoder_is_added_under_a_name(encoder: Path) -> None:
     installed = encoders.add(encoder, "mine")
     assert encoders.installed()["mine"] == installed

@@ -10,7 +10,15 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 import torch
 
-from dropgen_rt.errors import DropgenError, ModelError, ResourceError, UsageError
+from dropgen_rt.errors import (
+    DropgenError,
+    MissingModelError,
+    ModelError,
+    ResourceError,
+    UnreadableInputError,
+    UnsuitableInputError,
+    UsageError,
+)
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.batches import Drawing
 from dropgen_rt.train.config import TrainConfig
@@ -347,6 +355,24 @@ def test_pretraining_goes_on_with_its_own_label_maps_alone(balls: Path, tmp_path
     with pytest.raises(UsageError, match="was trained on other label maps, or with other --tissues"):
         pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", resume=True)
     assert (tmp_path / "encoder.state.pt").read_bytes() == state
+
+
+def test_label_maps_that_pretraining_cannot_index(balls: Path, tmp_path: Path) -> None:
+    many = np.arange(24**3, dtype=np.uint16).reshape(24, 24, 24) % 300
+    sitk.WriteImage(sitk.GetImageFromArray(many), str(balls / "labelsTr" / "case0.nii.gz"))
+    out, config = tmp_path / "encoder.pt", PretrainConfig(1, 4, 16)
+    with pytest.raises(UnsuitableInputError, match=r"case0\.nii\.gz: 300 different values, accepted are 256; merge"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    for values in ("[]", "[-1, 2]", "[1, 70000]"):
+        (tmp_path / "t.toml").write_text(f"[tissues]\na = {values}\n[contrasts]\nrandom = 1.0\n")
+        with pytest.raises(
+            UnreadableInputError, match=r"t\.toml: tissues: a .*: accepted are label values, 0 to 65535"
+        ):
+            pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", tissues=tmp_path / "t.toml")
+    (tmp_path / "t.toml").write_text(f"[tissues]\na = {list(range(1, 299))}\n[contrasts]\nrandom = 1.0\n")
+    pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", tissues=tmp_path / "t.toml")
+    with pytest.raises(MissingModelError, match=r"b\.state\.pt: no such state to go on from; leave --resume out"):
+        pretrain(balls / "labelsTr", tmp_path / "b.pt", config, lambda _: None, "cpu", resume=True)
 
 
 @pytest.mark.parametrize("options", [{"edge": 20}, {"steps": 0}, {"batch": 0}])

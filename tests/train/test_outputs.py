@@ -149,6 +149,44 @@ def test_a_run_is_repeated_from_its_config(balls: Path, encoder: Path, tmp_path:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_run_goes_on_from_another_folder_and_with_its_encoder_elsewhere(
+    balls: Path, encoder: Path, other_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    short = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu"]
+    monkeypatch.chdir(tmp_path)
+    assert command("train", balls, "--out", "run", *short, "--encoder", "./encoder.pt").exit_code == 0
+    monkeypatch.chdir(tmp_path / "sub")
+    resume = ["train", balls, "--out", "../run", "--resume", "--device", "cpu"]
+    assert command(*resume).exit_code == 0
+    encoder.rename(tmp_path / "sub" / "moved.pt")
+    gone = command(*resume)
+    assert gone.exit_code == 4 and f"{encoder}: no such encoder file" in gone.stderr
+    assert command(*resume, "--encoder", "moved.pt").exit_code == 0
+    assert command(*resume, "--encoder", other_encoder).stderr == (
+        "error: ../run/last.pt: was trained with another encoder; give that of then, or another --out\n"
+    )
+
+
+def test_what_was_asked_for_and_is_not_done_is_said(balls: Path, tmp_path: Path) -> None:
+    short = [*SMALL[:-6], "--steps", 2, "--validate-every", 2, "--device", "cpu"]
+    erm = ["train", balls, "--out", tmp_path / "erm", "--method", "erm", "--settle", 0.5, "--resume", *short]
+    told = command(*erm).stdout
+    assert f"{tmp_path / 'erm'}: no run there to go on with; one begins\n" in told
+    assert "settle 0.5: method erm drops no channels, only dropgen does\n" in told
+    (balls / "synthesis.toml").write_text("[tissues]\nball = [1, 2]\n[contrasts]\nrandom = 1.0\n")
+    heads = ["train", balls, "--method", "erm", "--set", "augment.probability=1", "--set", "coverage=0.5", *short]
+    painted = command(*heads, "--out", tmp_path / "heads")
+    assert painted.exit_code == 0, painted.output
+    for name in ("augment", "coverage"):
+        assert f"{name}: of no use here, images are synthesised as synthesis.toml says\n" in painted.stdout
+    description = json.loads((balls / "dataset.json").read_text())
+    description["labels"]["ghost"] = 9
+    (balls / "dataset.json").write_text(json.dumps(description))
+    ghost = command(*heads, "--out", tmp_path / "ghost")
+    assert ghost.stderr.startswith("error: label 'ghost': in no label map that is trained on; remove it from dataset")
+
+
 def test_a_run_that_another_version_began_says_so(balls: Path, tmp_path: Path) -> None:
     line, last = ["train", balls, "--out", tmp_path / "run", "--method", "erm", *SMALL], tmp_path / "run" / "last.pt"
     assert command(*line).exit_code == 0

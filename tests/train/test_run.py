@@ -1,5 +1,6 @@
 """What is chosen for a data set, and what a person is told of it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import SimpleITK as sitk  # noqa: N813  the name its users know
 import torch
 
 from dropgen_rt.console import Console
+from dropgen_rt.errors import UsageError
 from dropgen_rt.train.assemble import make_network
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import read_dataset
@@ -114,3 +116,30 @@ def test_suggested_windows_suit_the_norms(balls: Path, tmp_path: Path, norm: str
         cache=tmp_path / "cache", workers=1, console=Console(True),
     )  # fmt: skip
     assert config.window == (smallest,) * 3
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "told"), [(20.0, -1000.0, False), (2.0, 2000.0, True), (0.01, 0.0, True), (10.0, 1024.0, True)]
+)
+def test_ct_that_is_no_hounsfield_is_told(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: float, offset: float, told: bool
+) -> None:
+    """As it is, shifted past the range, scaled to 0 to 1, and with the 1024 that some files add."""
+    for path in (balls / "imagesTr").iterdir():
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(image * scale + offset, str(path))
+    description = json.loads((balls / "dataset.json").read_text()) | {"channel_names": {"0": "CT"}}
+    (balls / "dataset.json").write_text(json.dumps(description))
+    config = chosen(balls, tmp_path, [])
+    assert (config.intensity.kind, config.intensity.upper) == ("range", 1024.0)
+    assert ("warning: CT: of intensities from" in capsys.readouterr().out) == told
+    config = chosen(balls, tmp_path, ["intensity.kind=percentile"])
+    assert (config.intensity.lower, config.intensity.upper) == (0.5, 99.5)
+    assert "warning: CT" not in capsys.readouterr().out
+
+
+def test_a_range_is_asked_for_with_its_bounds(balls: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"intensity\.kind 'range': give its bounds, too"):
+        chosen(balls, tmp_path, ["intensity.kind=range"])
+    config = chosen(balls, tmp_path, ["intensity.kind=range", "intensity.lower=0", "intensity.upper=120"])
+    assert (config.intensity.kind, config.intensity.lower, config.intensity.upper) == ("range", 0.0, 120.0)
