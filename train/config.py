@@ -2,15 +2,15 @@
 
 import math
 import re
-import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from dropgen_rt.atomic import atomic_path
-from dropgen_rt.errors import DropgenError, MissingInputError, UsageError
+from dropgen_rt.errors import DropgenError, UsageError
 from dropgen_rt.manifest import Intensity
+from dropgen_rt.train.config_text import merge, to_toml
 from dropgen_rt.train.network import METHODS, NORMS, Method, Norm
 from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
 
@@ -267,20 +267,9 @@ def build_config(*layers: Mapping[str, Any]) -> TrainConfig:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        _merge(merged, layer)
+        merge(merged, layer)
     config: TrainConfig = _made(TrainConfig(), merged, "")
     return config
-
-
-def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
-        if isinstance(value, Mapping):
-            before = into.get(key)
-            inner = dict(before) if isinstance(before, Mapping) else {}
-            _merge(inner, value)
-            into[key] = inner
-        else:
-            into[key] = value
 
 
 def _made(default: Any, values: Mapping[str, Any], prefix: str) -> Any:
@@ -310,53 +299,6 @@ def _typed(default: Any, value: Any, name: str) -> Any:
         accepted = "true or false" if isinstance(default, bool) else f"a value such as {default!r}"
         raise UsageError(f"{name} {value!r}: accepted is {accepted}")
     return value
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The options of a TOML file. Raises MissingInputError or UsageError."""
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise MissingInputError(f"{path}: {what}; give a config.toml, such as a run folder holds")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not TOML ({error})") from error
-
-
-def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """``["augment.noise=0.1"]`` as nested options; a value is TOML, a bare word a string. Raises UsageError."""
-    options: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not all(part.isidentifier() for part in key.strip().split(".")):
-            raise UsageError(f"--set {assignment}: accepted is NAME=VALUE, such as augment.noise=0.1")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        _merge(options, value)
-    return options
-
-
-def to_toml(table: Mapping[str, Any]) -> str:
-    """Numbers, texts, switches and lists of them, and one level of tables: all that a config holds."""
-    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += ["", f"[{key}]", *(f"{inner} = {_toml(item)}" for inner, item in value.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)
 
 
 def _plain(value: object) -> object:

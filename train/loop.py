@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,9 +17,7 @@ from torch import Tensor
 import dropgen_rt
 from dropgen_rt.console import Console
 from dropgen_rt.errors import DropgenError, UsageError
-from dropgen_rt.evaluate import dice_per_label, mean_of
-from dropgen_rt.kernels import Normalisation
-from dropgen_rt.slide import argmax_labels, slide
+from dropgen_rt.evaluate import mean_of
 from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.assemble import (
@@ -41,9 +38,9 @@ from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
 from dropgen_rt.train.parallel import cores
 from dropgen_rt.train.samples import Sampler
-from dropgen_rt.windows import WindowPlan
+from dropgen_rt.train.validate import validate
 
-__all__ = ["Report", "Run", "load_network", "torch_infer", "train", "validate"]
+__all__ = ["Report", "Run", "load_network", "train"]
 
 Report = Callable[[dict[str, object]], None]
 # What a resumed run may change: none of it changes what the network is or which samples it sees.
@@ -318,38 +315,3 @@ def _changed(before: dict, now: dict) -> str:
     before = TrainConfig().summary() | before  # an option that an older version did not know had its default
     names = sorted({*before, *now} - CHANGEABLE)
     return ", ".join(name for name in names if before.get(name) != now.get(name))
-
-
-def validate(
-    network: DropGen, cases: list[tuple[NDArray, NDArray]], config: TrainConfig, ranks: Ranks | None = None
-) -> NDArray[np.float64]:
-    """(labels,) mean Dice over ``cases`` by the runtime's own sliding window; NaN where no case has the label.
-
-    Several processes divide the cases among them and all get the whole result.
-    """
-    ranks = ranks or Ranks()
-    network.eval()
-    labels = network.segmentor.config.out_channels - 1
-    infer = torch_infer(network, config.precision)
-    scores = []
-    for image, target in cases[ranks.rank :: ranks.world]:
-        plan = WindowPlan.cover(target.shape, config.window, 0.5)
-        image = np.ascontiguousarray(image)  # a memory-mapped one is read here
-        sums, totals = slide(image, plan, Normalisation.identity(len(image)), infer, labels + 1)
-        scores.append(dice_per_label(argmax_labels(sums, totals), target, labels))
-    network.train()
-    table = np.array([row for part in ranks.gather(scores) for row in part])
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isnan(table).all(0), np.nan, np.nansum(table, 0) / (~np.isnan(table)).sum(0))
-
-
-def torch_infer(network: DropGen, precision: str = "auto") -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """The network as the engines' ``infer``: (b, c, z, y, x) float32 -> logits (b, k, z, y, x) float32."""
-    device = next(network.parameters()).device
-
-    def infer(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad(), autocast(device, precision):
-            image = torch.from_numpy(batch).to(device).contiguous(memory_format=torch.channels_last_3d)
-            return network(image).float().contiguous().cpu().numpy()
-
-    return infer

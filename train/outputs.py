@@ -31,11 +31,12 @@ from dropgen_rt.train.curves import draw_examples
 from dropgen_rt.train.dataset import Dataset, grid_of, read_dataset
 from dropgen_rt.train.device import choose_device, memory_told
 from dropgen_rt.train.layout import Case
-from dropgen_rt.train.loop import fast_cpu, torch_infer
+from dropgen_rt.train.loop import fast_cpu
 from dropgen_rt.train.network import DropGen
 from dropgen_rt.train.prepare import Prepared, default_cache, prepare
 from dropgen_rt.train.report import read_metrics
 from dropgen_rt.train.survey import survey
+from dropgen_rt.train.validate import torch_infer
 from dropgen_rt.windows import Blend, WindowPlan
 
 EXAMPLES = 4

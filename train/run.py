@@ -10,7 +10,8 @@ from dropgen_rt.errors import UsageError
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.store import make_folder
 from dropgen_rt.train.assemble import trained_choices
-from dropgen_rt.train.config import MOST_LEVELS, TrainConfig, build_config, parse_assignments, preset_for, read_toml
+from dropgen_rt.train.config import MOST_LEVELS, TrainConfig, build_config, preset_for
+from dropgen_rt.train.config_text import parse_assignments, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told

@@ -1,20 +1,9 @@
-"""One config: presets, TOML in and out, assignments, and what is refused."""
-
-from pathlib import Path
+"""One config: presets, layers, and what is refused."""
 
 import pytest
 
-from dropgen_rt.errors import MissingInputError, UsageError
-from dropgen_rt.manifest import Intensity
-from dropgen_rt.train.config import (
-    IMAGE_FIRST,
-    PRESETS,
-    TrainConfig,
-    build_config,
-    parse_assignments,
-    preset_for,
-    read_toml,
-)
+from dropgen_rt.errors import UsageError
+from dropgen_rt.train.config import IMAGE_FIRST, PRESETS, TrainConfig, build_config, preset_for
 
 
 def test_later_layers_win_and_tables_merge() -> None:
@@ -57,31 +46,11 @@ def test_norms_of_monais_segmentors_are_their_own() -> None:
         TrainConfig(norm="instance", segmentor="dynunet")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_toml_gives_back_the_config(preset: str, tmp_path: Path) -> None:
-    config = build_config(
-        PRESETS[preset],
-        {"intensity": {"kind": "range", "lower": -1024.0, "upper": 1024.0}, "augment": {"flip_axes": ["x", "y"]}},
-    )
-    config.save(tmp_path / "config.toml")
-    again = build_config(read_toml(tmp_path / "config.toml"))
-    assert again == config
-    assert again.intensity == Intensity("range", -1024.0, 1024.0)
-    assert again.augment.flip_axes == ("x", "y")
-
-
 def test_the_paper_preset_is_the_papers() -> None:
     config = build_config(PRESETS["paper"])
     assert (config.steps, config.batch, config.width, config.levels, config.learning_rate) == (250_000, 4, 20, 5, 2e-4)
     assert (config.drop, config.weight_decay, config.precision, config.validate_every) == (0.75, 1e-5, "bf16", 1000)
     assert (config.augment.probability, config.augment.rotation_degrees) == (0.33, 45.0)
-
-
-def test_assignments() -> None:
-    options = parse_assignments(["augment.noise=0.1", "augment.flip_axes=['x']", "method=erm", "window=[16, 16, 16]"])
-    config = build_config(options, {"levels": 2})
-    assert (config.augment.noise, config.augment.flip_axes, config.method) == (0.1, ("x",), "erm")
-    assert config.window == (16, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +103,6 @@ def test_options_out_of_range(options: dict, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         build_config(options)
     assert message in str(caught.value)
-
-
-def test_files_and_assignments_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="no such file"):
-        read_toml(tmp_path / "none.toml")
-    (tmp_path / "bad.toml").write_text("steps = = 3")
-    with pytest.raises(UsageError, match="not TOML"):
-        read_toml(tmp_path / "bad.toml")
-    for text in ("steps", "a b=3", "=3"):
-        with pytest.raises(UsageError, match="accepted is NAME=VALUE"):
-            parse_assignments([text])
 
 
 def test_first_and_last_steps() -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from dropgen_rt import __version__
 from dropgen_rt.cli import main
 from dropgen_rt.errors import MemoryLimitError, MissingModelError, OutputError, ResourceError
-from dropgen_rt.train.config import IMAGE_FIRST, TrainConfig, build_config, read_toml
+from dropgen_rt.train.config import IMAGE_FIRST, TrainConfig, build_config
+from dropgen_rt.train.config_text import read_toml
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.outputs import OTHER_WAYS, advice, other_ways
 from dropgen_rt.train.prepare import held
