@@ -203,7 +203,7 @@ def _is_there(cache: Path, key: str) -> bool:
     return True
 
 
-class Writer:
+class _Writer:
     """What NumPy does not take for a file: its own writing to one does not tell why a disk refused."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -216,7 +216,7 @@ def _write(item: tuple[Case, str], grid: Grid, cache: Path) -> None:
     with atomic_group(_paths(cache, key)) as temporaries:
         for path, array in zip(temporaries, (made.image, made.label, made.places), strict=True):
             with path.open("wb") as file:
-                np.save(Writer(file), array)
+                np.save(_Writer(file), array)
 
 
 def load(cache: Path, key: str, name: str) -> Prepared:
