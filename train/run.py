@@ -94,7 +94,7 @@ def _not_as_asked(wanted: TrainConfig, named: Collection[str]) -> Iterator[str]:
             f"it is made {width} channels wide"
         )
     if "levels" in named and wanted.segmentor == "swinunetr":
-        yield f"levels {wanted.levels}: swinunetr has as many as it has; the window alone follows them"
+        yield f"levels {wanted.levels}: swinunetr has a depth of its own; only the window is made to fit them"
     for name in ("drop", "settle"):
         if name in named and wanted.method != "dropgen":
             yield f"{name} {getattr(wanted, name):g}: method {wanted.method} drops no channels, only dropgen does"

@@ -61,6 +61,14 @@ def test_a_width_that_a_segmentor_does_not_take_is_told(
     assert first.out_channels == (made or width)
 
 
+@pytest.mark.parametrize(("kind", "told"), [("swinunetr", True), ("segresnet", False)])
+def test_levels_that_a_segmentor_does_not_take_are_told(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, told: bool
+) -> None:
+    chosen(balls, tmp_path, [], method="erm", segmentor=kind, levels=3, window=(64, 64, 64))
+    assert ("levels 3: swinunetr has a depth of its own" in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize(
     ("assignments", "options"), [(["coverage=0"], {}), ([], {}), (["coverage=0.6"], {"spacing_mm": (2.0, 1.0, 1.0)})]
 )
