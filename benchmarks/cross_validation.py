@@ -1,7 +1,8 @@
 """Dice of all scans of a data set, each by the model that did not train on it, and of the last ids among them.
 
     for fold in 0 1 2 3 4; do
-        python benchmarks/hippocampus.py --fold $fold --work WORK$fold --out FOLD$fold.json -- --preset tiny
+        python benchmarks/hippocampus.py --fold $fold --work WORK$fold --out FOLD$fold.json \\
+            -- --preset tiny --precision bf16 --steps 2500
     done
     python benchmarks/cross_validation.py WORK0 WORK1 WORK2 WORK3 WORK4 --last 52 --out RESULT.json
 
@@ -11,11 +12,15 @@ It tells what a fixed split, such as the last 52 hippocampi, is worth beside cro
 import argparse
 import csv
 import json
+import tomllib
 from pathlib import Path
 
 import numpy as np
 from domain_data import HELD_OUT
 from recording import write
+
+# Chosen by the fingerprint of what a fold trains on.
+MEASURED = ("window", "spacing_mm", "intensity")
 
 
 def dice_by_subject(work: Path) -> dict[str, dict[str, float]]:
@@ -49,9 +54,15 @@ def main() -> None:
         raise SystemExit("a subject stands in two folds; give one work folder per fold")
     if not 0 < arguments.last < len(whole):
         raise SystemExit(f"--last {arguments.last}: the folds hold {len(whole)} subjects; give some of them, not all")
+    configs = [tomllib.loads((work / "run" / "config.toml").read_text(encoding="utf-8")) for work in arguments.work]
+    options = [{name: value for name, value in config.items() if name not in MEASURED} for config in configs]
+    if any(other != options[0] for other in options):
+        raise SystemExit("the folds were trained with different options; train them alike")
     last = sorted(whole)[-arguments.last :]
     others = {subject: dice for subject, dice in whole.items() if subject not in last}
     figures = {
+        "config": options[0],
+        "windows": [config["window"] for config in configs],
         "subjects": len(whole),
         "dice": mean(whole),
         "dice_of_folds": [mean(fold)["mean"] for fold in folds],

@@ -1,6 +1,5 @@
 """The labels of a ``dataset.json``: names, colours, and the source values that each label gathers."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from dropgen_rt.errors import MissingInputError, ModelError, UnreadableInputError
 from dropgen_rt.manifest import Label, SourceRule
-from dropgen_rt.typed_fields import is_line
+from dropgen_rt.typed_fields import is_line, parse_json, short
 from dropgen_rt.volume import MAX_LABEL
 
 # Distinguishable on grey images, so none is grey, and for colour-blind eyes (after Paul Tol's "bright" and "muted").
@@ -53,8 +52,8 @@ def read_description(path: Path) -> dict:
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file; give a data set's dataset.json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise UnreadableInputError(f"{path}: not JSON ({error}); give a data set's dataset.json") from error
     if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
         raise UnreadableInputError(f'{path}: it has no "labels" table; see docs/training.md')
@@ -73,7 +72,7 @@ def read_label_table(path: Path) -> LabelTable:
         except (ValueError, TypeError) as error:
             raise UnreadableInputError(
                 f'{path}: its "labels" are not name: value(s) or "value": name, as in {{"liver": 1}}: '
-                f"{_short(key)}: {_short(value)}"
+                f"{short(key)}: {short(value)}"
             ) from error
         if gathered == (0,) or name.strip().lower() == "background":
             background.update(gathered)  # a list names values that are to count as background
@@ -103,11 +102,6 @@ def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{value!r} is no whole number")
     return value
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _refuse_names(path: Path, names: Sequence[str]) -> None:

@@ -94,15 +94,18 @@ def evaluate_files(
         yield f"warning: not scored: {_some(lone)}; no label map belongs to them, or a _seg file does"
     values = None
     if table is None:
-        ours, theirs = (_values_present(paths) for paths in zip(*pairs, strict=True))
-        values = sorted(ours | theirs)
-        yield from _doubt(theirs - ours)
+        found_values, known_values = (_values_present(paths) for paths in zip(*pairs, strict=True))
+        values = sorted(found_values | known_values)
+        yield from _doubt(known_values - found_values)
     names = read_label_table(table) if table is not None else LabelTable.plain(values or [])
-    if table is not None:
-        yield from _strange(pairs, names)
     scores: list[Score] = []
+    ours, theirs = set[int](), set[int]()
     for found, known in pairs:
-        scores += _compare(found, known, names, values, tolerance_mm)
+        predicted, reference, spacing_mm = _on_one_grid(found, known)
+        ours, theirs = ours | _values(predicted), theirs | _values(reference)
+        scores += _compare(predicted, reference, spacing_mm, names, values, tolerance_mm, stem(known))
+    if table is not None:
+        yield from _strange(ours, theirs, names)
     rows = {score.label: [other for other in scores if other.label == score.label] for score in scores}
     for name, some in rows.items():
         if all(math.isnan(score.dice) for score in some):
@@ -168,25 +171,35 @@ def _case(prediction: Path, labels: Mapping[str, Path]) -> str:
     return name if name in labels else name.removesuffix("_0000")
 
 
-def _compare(
-    prediction: Path, label: Path, table: LabelTable, values: list[int] | None, tolerance_mm: float
-) -> list[Score]:
-    """Scores of one subject. ``values`` are those of a plain table, in place of whose 1, 2, 3 … they are reported."""
+def _on_one_grid(prediction: Path, label: Path) -> tuple[NDArray, NDArray, tuple[float, float, float]]:
+    """A prediction and its label map (z, y, x), and their spacing (x, y, z). Raises an InputError."""
     predicted, mine = read_label_map(prediction)
     reference, theirs = read_label_map(label)
     _check_same_grid(prediction, mine, label, theirs)
+    return predicted, reference, theirs.spacing_mm
+
+
+def _compare(
+    predicted: NDArray, reference: NDArray, spacing_mm: tuple[float, float, float], table: LabelTable,
+    values: list[int] | None, tolerance_mm: float, subject: str,
+) -> list[Score]:  # fmt: skip
+    """Scores of one subject. ``values`` are those of a plain table, in place of whose 1, 2, 3 … they are reported."""
     predicted = predicted if values is None else table.merge(predicted)
-    scores = scores_of(predicted, table.merge(reference), table, theirs.spacing_mm, tolerance_mm, stem(label))
+    scores = scores_of(predicted, table.merge(reference), table, spacing_mm, tolerance_mm, subject)
     return scores if values is None else [replace(s, value=v) for s, v in zip(scores, values, strict=True)]
 
 
-def _strange(pairs: Sequence[tuple[Path, Path]], table: LabelTable) -> Iterator[str]:
+def _values(labels: NDArray) -> set[int]:
+    """Those that a label map holds, 0 among them."""
+    return set(np.flatnonzero(np.bincount(labels.ravel())).tolist())
+
+
+def _strange(ours: set[int], theirs: set[int], table: LabelTable) -> Iterator[str]:
     """What to say of values that count as background because ``table`` has no place for them."""
-    ours, theirs = (_values_present(paths) for paths in zip(*pairs, strict=True))
     unlisted = sorted(theirs - table.known)
     if unlisted:
         yield f"warning: label values that dataset.json does not list count as none: {_some(unlisted)}"
-    beyond = sorted(ours - set(range(1, len(table.labels) + 1)))
+    beyond = sorted(ours - set(range(len(table.labels) + 1)))
     if beyond:
         yield (
             f"warning: values of predictions that are no label's number, 1 to {len(table.labels)}, count as none: "
@@ -212,11 +225,11 @@ def _values_present(paths: Sequence[Path]) -> set[int]:
     """The values above 0 of any map. Raises UnsuitableInputError for a map that must be something else."""
     present: set[int] = set()
     for path in paths:
-        mine = np.flatnonzero(np.bincount(read_label_map(path)[0].ravel()))
+        mine = _values(read_label_map(path)[0])
         if len(mine) > MAX_STRUCTURES:
             given, accepted = f"{len(mine)} different values", f"a label map of up to {MAX_STRUCTURES}"
             raise refusal(UnsuitableInputError, path, given, accepted, "check that the right file was given")
-        present |= set(mine.tolist())
+        present |= mine
     return present - {0}
 
 

@@ -142,15 +142,15 @@ _PLAIN: dict[Any, Callable[[object, str], Any]] = {
 
 
 def _join(where: str, name: object) -> str:
-    shown = name if isinstance(name, str) and name.isprintable() and len(name) < 100 else _short(name)
+    shown = name if isinstance(name, str) and name.isprintable() and len(name) < 100 else short(name)
     return f"{where}.{shown}" if where else str(shown)
 
 
 def _no(where: str, value: object, wanted: str) -> FieldError:
-    return FieldError(f"{where or 'it'}: {_short(value)} is not {wanted}")
+    return FieldError(f"{where or 'it'}: {short(value)} is not {wanted}")
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """What was given, as a word or two: its text where that is short, else its kind."""
     if isinstance(value, str | int | float | bool | NoneType):
         with_quotes = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"

@@ -1,12 +1,14 @@
 """The parts of a run, made from its config: network, prepared cases, samplers, validation set."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UnsuitableInputError, UsageError
@@ -83,11 +85,15 @@ def start_from(path: Path, network: DropGen, encoder: str = "") -> None:
             f"{path}: a network of another layout; give the same --method, --segmentor, --width, --levels, --norm, "
             "--feature-scale and labels"
         )
-    if encoder and network.encoder is not None and trained.encoder is not None:
-        chosen, its = network.encoder.state_dict(), trained.encoder.state_dict()
-        if not all(torch.equal(chosen[key].cpu(), its[key]) for key in its):
-            raise UsageError(f"{path}: was trained with another encoder than {encoder}; leave --encoder out to keep it")
+    own, its = network.encoder, trained.encoder
+    if encoder and own is not None and its is not None and not same_weights(own.state_dict(), its.state_dict()):
+        raise UsageError(f"{path}: was trained with another encoder than {encoder}; leave --encoder out to keep it")
     network.load_state_dict(trained.state_dict())
+
+
+def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two states hold the same tensors, wherever they lie."""
+    return one.keys() == other.keys() and all(torch.equal(one[key].cpu(), other[key].cpu()) for key in one)
 
 
 def load_network(path: Path) -> tuple[DropGen, dict]:

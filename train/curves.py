@@ -34,12 +34,18 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path, image_alone: int = 0
     right.plot([int(row["step"]) for row in scored], dice, color="tab:orange", marker="o", markersize=3)
     right.set_ylabel("mean validation Dice", color="tab:orange")
     right.set_ylim(0, 1)
+    left.set_title(best_of(scored, image_alone))
+    save(figure, path)
+
+
+def best_of(scored: Sequence[dict[str, str]], image_alone: int) -> str:
+    """The picture's title: the best Dice of rows that have one, and its step; empty where it is NaN in all."""
     known = [(int(row["step"]), float(row["dice"])) for row in scored if np.isfinite(float(row["dice"]))]
     rivals = [row for row in known if row[0] > image_alone] or known
-    if rivals:
-        step, best = max(rivals, key=lambda row: row[1])
-        left.set_title(f"best Dice {best:.4f} at step {step}")
-    save(figure, path)
+    if not rivals:
+        return ""
+    step, best = max(rivals, key=lambda row: row[1])
+    return f"best Dice {best:.4f} at step {step}"
 
 
 def draw_examples(

@@ -95,8 +95,9 @@ def _beyond(images: Iterable[Path], labels: Iterable[Path], channels: int) -> It
     """Files of channels that dataset.json does not name: they would be passed over in silence."""
     names = {_composed(label) for label in labels}
     for image in images:
-        name, number = _composed(image)[:-5], _numbered(_composed(image))
-        if _composed(image) not in names and name in names and number is not None and number >= channels:
+        name = _composed(image)
+        number = _numbered(name)
+        if name not in names and name[:-5] in names and number is not None and number >= channels:
             yield (
                 f"{image}: channel {number}, dataset.json names {channels}; add it to "
                 '"channel_names", or move the file elsewhere'

@@ -26,6 +26,7 @@ from dropgen_rt.train.assemble import (
     make_network,
     make_sampler,
     prepared_cases,
+    same_weights,
     start_from,
     validation_set,
 )
@@ -298,7 +299,7 @@ def _same_encoder(network: DropGen, state: dict[str, Tensor]) -> bool:
     """Whether a checkpoint's encoder is that of ``network``, which may have none."""
     own = {} if network.encoder is None else network.encoder.state_dict(prefix="encoder.")
     saved = {key: value for key, value in state.items() if key.startswith("encoder.")}
-    return own.keys() == saved.keys() and all(torch.equal(own[key].cpu(), saved[key]) for key in own)
+    return same_weights(own, saved)
 
 
 def _digest(names: object) -> str:
