@@ -317,6 +317,10 @@ def read_indexed_maps(folder: Path, tissues: dict[str, tuple[int, ...]]) -> list
             raise UnsuitableInputError(
                 f"{path}: {len(found)} different values, accepted are {MOST_VALUES}; merge some by --tissues"
             )
+        if len(found) < 2:
+            raise UnsuitableInputError(
+                f"{path}: holds nothing but background, of which nothing is learnt; remove it, or name another folder"
+            )
         return index
 
     with ThreadPoolExecutor() as pool:

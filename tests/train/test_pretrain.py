@@ -1,0 +1,171 @@
+"""Pretraining writes a loadable encoder, stops soundly, and resumes to the very weights of an unbroken run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
+import torch
+
+from dropgen_rt.errors import (
+    DropgenError,
+    MissingModelError,
+    ModelError,
+    ResourceError,
+    UnreadableInputError,
+    UnsuitableInputError,
+    UsageError,
+)
+from dropgen_rt.train import checkpoint
+from dropgen_rt.train.prepare import held
+from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
+from dropgen_rt.train.synthesis import RandomSource
+
+
+def test_pretraining_writes_a_loadable_encoder(balls: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    out = tmp_path / "encoder.pt"
+    pretrain(balls / "labelsTr", out, PretrainConfig(2, 4, 16), lines.append, "cpu")
+    assert lines[-1].startswith("step 2 of 2: loss ")
+    assert checkpoint.load_encoder(out).config.width == 4
+    with pytest.raises(ModelError, match="not a 'dropgen-rt checkpoint 1' file"):
+        checkpoint.load(out)
+
+
+def test_pretraining_on_a_cpu_convolves_before_it_upsamples(
+    balls: Path, tmp_path: Path, joined: list[tuple[int, ...]]
+) -> None:
+    pretrain(balls / "labelsTr", tmp_path / "encoder.pt", PretrainConfig(1, 4, 16), lambda line: None, "cpu")
+    assert joined
+
+
+def test_pretraining_saves_no_state_of_nan(balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of a step stands one whose loss is NaN from the third on; what is saved, and when, is real."""
+    config = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2)
+
+    def descend(model: torch.nn.Module, *rest: object) -> torch.Tensor:
+        return torch.tensor(float("nan") if rest[3] >= 2 else 1.0)
+
+    monkeypatch.setattr("dropgen_rt.train.pretrain._descend", descend)
+    with pytest.raises(DropgenError, match="step 4: the loss is nan"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
+    assert checkpoint.load(tmp_path / "encoder.state.pt", "dropgen-rt pretraining 1")["step"] == 2
+
+
+def test_pretraining_saves_no_weights_that_are_not_finite(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of a step stands one that spoils a weight, whose own loss was sound: infinite, or past fp16's 65504.
+
+    What is saved, and when, is real.
+    """
+    config, spoilt = PretrainConfig(steps=6, batch=1, edge=32, width=4, save_every=2), [1, float("inf")]
+
+    def descend(model: torch.nn.Module, *rest: object) -> torch.Tensor:
+        if rest[3] == spoilt[0]:
+            next(model.parameters()).data.fill_(spoilt[1])
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr("dropgen_rt.train.pretrain._descend", descend)
+    with pytest.raises(DropgenError, match=r"step 2: a weight is not finite; nothing had been saved before"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
+    spoilt[:] = [3, 1e5]
+    with pytest.raises(DropgenError, match=r"step 4: a weight is not finite; .* is the last sound state"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", config, lambda _: None, "cpu")
+    assert checkpoint.load(tmp_path / "encoder.state.pt", "dropgen-rt pretraining 1")["step"] == 2
+    assert all(torch.isfinite(p).all() for p in checkpoint.load_encoder(tmp_path / "encoder.pt").parameters())
+
+
+def test_pretraining_overwrites_no_run(balls: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "encoder.pt", PretrainConfig(steps=1, batch=1, edge=32, width=4)
+    state = tmp_path / "encoder.state.pt"
+    with held(state), pytest.raises(ResourceError, match="another process trains into it"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    before = out.read_bytes()
+    with pytest.raises(UsageError, match=r"encoder\.state\.pt: is there already; go on with its run by --resume"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    state.unlink()
+    with pytest.raises(UsageError, match=r"encoder\.pt: is there already"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    assert out.read_bytes() == before
+
+
+def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_path: Path, monkeypatch) -> None:
+    config = PretrainConfig(3, 4, 16, save_every=1)
+    pretrain(balls / "labelsTr", tmp_path / "unbroken.pt", config, lambda line: None, "cpu")
+
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dropgen_rt.train.checkpoint.save_encoder", stop)  # after step 1's state was written
+        pretrain(balls / "labelsTr", tmp_path / "broken.pt", config, lambda line: None, "cpu")
+    pretrain(balls / "labelsTr", tmp_path / "broken.pt", config, lambda line: None, "cpu", resume=True)
+    unbroken, resumed = (
+        checkpoint.load_encoder(tmp_path / f"{name}.pt").state_dict() for name in ("unbroken", "broken")
+    )
+    assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
+    (tmp_path / "broken.pt").unlink()  # stopped between the last state and the encoder
+    pretrain(balls / "labelsTr", tmp_path / "broken.pt", config, lambda line: None, "cpu", resume=True)
+    assert (tmp_path / "broken.pt").is_file()
+
+
+def test_pretraining_goes_on_with_its_own_label_maps_alone(balls: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "encoder.pt", PretrainConfig(2, 4, 16)
+    pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    state = (tmp_path / "encoder.state.pt").read_bytes()
+    (balls / "labelsTr" / "case5.nii.gz").unlink()
+    with pytest.raises(UsageError, match="was trained on other label maps, or with other --tissues"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", resume=True)
+    assert (tmp_path / "encoder.state.pt").read_bytes() == state
+
+
+def test_label_maps_that_pretraining_cannot_index(balls: Path, tmp_path: Path) -> None:
+    many = np.arange(24**3, dtype=np.uint16).reshape(24, 24, 24) % 300
+    sitk.WriteImage(sitk.GetImageFromArray(many), str(balls / "labelsTr" / "case0.nii.gz"))
+    out, config = tmp_path / "encoder.pt", PretrainConfig(1, 4, 16)
+    with pytest.raises(UnsuitableInputError, match=r"case0\.nii\.gz: 300 different values, accepted are 256; merge"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros_like(many)), str(empty := balls / "labelsTr" / "case0.nii.gz"))
+    with pytest.raises(UnsuitableInputError, match=r"case0\.nii\.gz: holds nothing but background, of which nothing"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
+    sitk.WriteImage(sitk.GetImageFromArray(many), str(empty))
+    for values in ("[]", "[-1, 2]", "[1, 70000]"):
+        (tmp_path / "t.toml").write_text(f"[tissues]\na = {values}\n[contrasts]\nrandom = 1.0\n")
+        with pytest.raises(
+            UnreadableInputError, match=r"t\.toml: tissues: a .*: accepted are label values, 0 to 65535"
+        ):
+            pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", tissues=tmp_path / "t.toml")
+    (tmp_path / "t.toml").write_text(f"[tissues]\na = {list(range(1, 299))}\n[contrasts]\nrandom = 1.0\n")
+    pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", tissues=tmp_path / "t.toml")
+    with pytest.raises(MissingModelError, match=r"b\.state\.pt: no such state to go on from; leave --resume out"):
+        pretrain(balls / "labelsTr", tmp_path / "b.pt", config, lambda _: None, "cpu", resume=True)
+
+
+@pytest.mark.parametrize("options", [{"edge": 20}, {"steps": 0}, {"batch": 0}])
+def test_pretraining_options_out_of_range(options: dict) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        PretrainConfig(**options)
+
+
+def test_a_missing_gpu_is_said(balls: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ResourceError, match="sees no NVIDIA GPU; use --device cpu"):
+        pretrain(balls / "labelsTr", tmp_path / "encoder.pt", PretrainConfig(), print, "cuda")
+
+
+def test_contrastive_loss_prefers_agreeing_features() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    agreeing = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    mixed = agreeing[[0, 2, 1, 3]]
+    assert contrastive_loss(agreeing[None], labels[None]) < contrastive_loss(mixed[None], labels[None])
+
+
+def test_balanced_voxels_reach_small_labels() -> None:
+    labels = torch.zeros(20, 20, 20, dtype=torch.uint8)
+    labels[:3, :3, :3] = 1
+    weights = label_weights(labels[None])
+    chosen = labels.reshape(-1)[balanced_voxels(labels[None], weights, 1000, RandomSource.seeded(0))[0]]
+    assert 300 < int((chosen == 1).sum()) < 700
