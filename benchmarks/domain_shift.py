@@ -270,7 +270,7 @@ def do_report(arguments: argparse.Namespace) -> None:
 
 def refuse_unlike(runs: list[dict]) -> None:
     """A table is of one kind of run, each seed of a row once; precision is told by the device."""
-    known = ("setting", *(key for key in SETTINGS if key != "precision"))
+    known = ("setting", "encoder_sha256", *(key for key in SETTINGS if key != "precision"))
     kinds = {tuple((OLDER | run["note"])[key] for key in known) for run in runs}
     which = [(run["note"]["setting"], name_of(run, runs), run["note"]["seed"]) for run in runs]
     if len(kinds) > len({run["note"]["setting"] for run in runs}) or len(set(which)) < len(which):
