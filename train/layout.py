@@ -20,7 +20,8 @@ SPLIT_NAMES = {
     "test": "testing", "testing": "testing", "ts": "testing",
 }  # fmt: skip
 COLUMNS = ("image", "label", "split")
-#: A patient has no more scans than these: what more lies in one folder, or begins with one name, is of many patients.
+#: Most patients have no more scans than these: where most of what lies in one folder, or begins with one name, is more,
+#: folders or names do not tell patients.
 MOST_SCANS = 4
 
 
@@ -204,16 +205,23 @@ def _names(labels: Sequence[Path]) -> dict[Path, str]:
 
 
 def _patients(labels: Sequence[Path]) -> dict[Path, str]:
-    """Whose each label map is, where folders tell: below the one that holds all, the first that hold no more than
-    MOST_SCANS each."""
+    """Whose each label map is, where folders tell: the first ones below that which holds all that tell patients."""
     below = {label: label.relative_to(os.path.commonpath([path.parent for path in labels])) for label in set(labels)}
     for depth in range(1, max((len(path.parts) for path in below.values()), default=0)):
         folders = {label: "/".join(path.parts[:depth]) for label, path in below.items() if len(path.parts) > depth}
         if len(folders) < len(below):
             break
-        if max(Counter(folders.values()).values()) <= MOST_SCANS:
+        if tell_patients(list(folders.values())):
             return folders
     return {}
+
+
+def tell_patients(groups: Sequence[str]) -> bool:
+    """Whether the group of each case, such as its folder, is a patient: most cases are of groups of MOST_SCANS or less.
+
+    A patient with more scans among others is one, too; taken apart, he or she would be on two sides of a split.
+    """
+    return 2 * sum(size for size in Counter(groups).values() if size > MOST_SCANS) <= len(groups)
 
 
 def _row_faults(split: str | None, label: Path, images: tuple[Path, ...], channels: int, synthetic: bool) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dropgen_rt.train.layout import MOST_SCANS, Case
+from dropgen_rt.train.layout import Case, tell_patients
 
 VALIDATION_SHARE = 5
 
@@ -11,13 +11,14 @@ def by_patient(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases of each patient as folders or names tell, in the order of the first of each.
 
     Names that differ after their last underscore alone are scans of one patient (``p01_frame01``, ``p01_frame12``) if
-    there are no more of one beginning than MOST_SCANS, and other beginnings; ``liver_001`` to ``liver_131`` are 131
-    patients.
+    there are other beginnings, and they tell patients (``layout.tell_patients``); ``liver_001`` to ``liver_131`` are
+    131 patients.
     """
+    owners = [case.patient or case.name.rpartition("_")[0] or case.name for case in cases]
     patients: dict[str, list[Case]] = {}
-    for case in cases:
-        patients.setdefault(case.patient or case.name.rpartition("_")[0] or case.name, []).append(case)
-    if len(patients) == 1 or max(map(len, patients.values()), default=0) > MOST_SCANS:
+    for owner, case in zip(owners, cases, strict=True):
+        patients.setdefault(owner, []).append(case)
+    if len(patients) == 1 or not tell_patients(owners):
         return [[case] for case in cases]
     return list(patients.values())
 

@@ -56,6 +56,14 @@ def test_a_patient_with_five_scans_is_not_told_from_a_name_of_the_data_set() -> 
     assert len(by_patient(cases("a_1", "a_2", "a_3", "a_4", "a_5"))) == 5
 
 
+def test_a_patient_with_five_scans_among_others_is_one() -> None:
+    many = [f"p08_{frame}" for frame in range(5)]
+    training, validation = divided(cases(*HEARTS[:8], *many, *HEARTS[8:]))
+    assert names(validation) == many
+    assert names(training) == HEARTS
+    assert "19 cases of 8 patients" in told(training, validation, ())[0]
+
+
 def test_what_is_told() -> None:
     training, validation = divided(cases(*HEARTS))
     assert told(training, validation, ()) == [
