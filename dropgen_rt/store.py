@@ -100,11 +100,11 @@ def object_path(sha256: str) -> Path:
 
 
 def put_object(content: bytes) -> str:
-    """Store bytes under their digest, which is returned. Raises OutputError."""
+    """Store bytes under their digest, which is returned; what lies there altered is replaced. Raises OutputError."""
     sha256 = hashlib.sha256(content).hexdigest()
     path = object_path(sha256)
     make_folder(path.parent)
-    if not (path.is_file() and path.stat().st_size == len(content)):
+    if not (path.is_file() and path.read_bytes() == content):
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
     return sha256

@@ -60,6 +60,16 @@ def test_install_then_open(model, home):
     assert "mine" in installed()
 
 
+def test_installing_again_repairs_what_was_altered(model, home):
+    install(model, "mine", make_default=False)
+    path = home / "objects" / model.sha256
+    path.write_bytes(model.content.replace(b"weights", b"weighty"))  # as long, and a model still
+    with pytest.raises(ModelError, match="install the model again"):
+        open_named("mine")
+    install(model, "mine", make_default=False)
+    assert open_named("mine").content == model.content
+
+
 def test_the_default_is_the_one_installed_so(model):
     install(model, "first", make_default=True)
     install(model, "second", make_default=True)
