@@ -154,7 +154,7 @@ def unpack(text: str, manifest: Manifest) -> Golden:
 # The arrays of the .npz: kinds of dtype, and axes.
 _ARRAYS = {"images": ("u1", 5), "labels": ("u1 u2", 4), "logits": ("f4", 5), "step": ("i8 i4", 0), "source": ("U", 0),
            "referee": ("U", 0)}  # fmt: skip
-_MAX_TEXT = 1000
+MAX_TEXT = 1000
 
 
 def _checked(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> Golden:
@@ -165,7 +165,7 @@ def _checked(arrays: dict[str, NDArray[Any]], manifest: Manifest) -> Golden:
         if known not in kinds.split() or arrays[name].ndim != axes:
             raise ValueError(f"{name} is {found} of {arrays[name].ndim} axes; accepted is {kinds} of {axes}")
     source, referee = (str(arrays[name]) for name in ("source", "referee"))
-    if not all(text.isprintable() and len(text) <= _MAX_TEXT for text in (source, referee)):
+    if not all(text.isprintable() and len(text) <= MAX_TEXT for text in (source, referee)):
         raise ValueError("source and referee are not texts of one line")
     images, labels, logits, step = arrays["images"], arrays["labels"], arrays["logits"], int(arrays["step"])
     count, window = len(images), manifest.window

@@ -209,7 +209,7 @@ def _trace(network: nn.Module, manifest: Manifest, source: Path, window: NDArray
                 input_names=[INPUT], output_names=[OUTPUT], dynamic_axes=batch,
             )  # fmt: skip
     except Exception as error:  # an operator without ONNX form, a shape that does not fit, …
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{source}: PyTorch cannot write it as ONNX ({reason}); check window and channels") from error
     proto = onnx.load(out)
     _fix_output(proto.graph, manifest)

@@ -30,9 +30,10 @@ from dropgen_rt.manifest import METADATA_KEY, Manifest
 from dropgen_rt.model import model_of
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import DropGen
-from dropgen_rt.typed_fields import FieldError, read_fields
+from dropgen_rt.typed_fields import FieldError, is_line, read_fields
 from dropgen_rt.typed_graph import typed
 from dropgen_rt.windows import Blend, Placement
+from dropgen_rt.words import by
 
 # Reading and running everywhere: ONNX Runtime from 1.17, OpenVINO from 2024, TensorRT from 10.
 OPSET = 20
@@ -67,6 +68,8 @@ class ExportOptions:
             raise UsageError(f"--overlap {self.overlap}: accepted is a number from 0 up to, not including, 1")
         if not OLDEST_OPSET <= self.opset <= onnx.defs.onnx_opset_version():
             raise UsageError(f"--opset {self.opset}: accepted are {OLDEST_OPSET} to {onnx.defs.onnx_opset_version()}")
+        if not is_line(self.name or ""):
+            raise UsageError("--name: accepted is a text of one line of characters that print; write it otherwise")
         if self.weights == "fp16" and self.precision != "fp32":
             raise UsageError(f"--weights fp16 is for fp32 graphs; --precision {self.precision} stores its own")
 
@@ -159,6 +162,11 @@ def fused_graph(network: nn.Module, manifest: Manifest, options: ExportOptions) 
     example = torch.zeros(2, len(manifest.channels), *manifest.window)
     varying: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if options.dynamic:
+        if min(manifest.window) < 2 * manifest.stride:
+            raise UsageError(
+                f"--dynamic with a window of {by(manifest.window)}: its edges are at least {2 * manifest.stride} then, "
+                "two strides of the network; give a larger --window Z Y X"
+            )
         # Two voxels at the bottleneck are what reflecting padding needs.
         axes = [torch.export.Dim(name, min=2, max=64) for name in ("nz", "ny", "nx")]
         varying |= {place + 2: manifest.stride * axis for place, axis in enumerate(axes)}

@@ -147,6 +147,16 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
         export(tmp_path / "absent.pt", tmp_path / "m.onnx")
 
 
+def test_a_window_too_small_to_vary_is_refused(tmp_path: Path) -> None:
+    """Of one stride along an axis; a text of two lines for a name, too, before the network is rebuilt."""
+    trained = saved(network(), tmp_path / "best.pt")
+    with pytest.raises(UsageError, match=r"--dynamic with a window of 4 x 8 x 8: its edges are at least 8 then"):
+        export(trained, tmp_path / "m.onnx", ExportOptions(window=(4, 8, 8), dynamic=True))
+    with pytest.raises(UsageError, match="--name: accepted is a text of one line"):
+        ExportOptions(name="a\nb")
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_batch_is_dynamic(trained: Path, tmp_path: Path) -> None:
     import onnxruntime
 
