@@ -6,7 +6,7 @@ that those load with ``strict=True``; the fusion follows DropGen (Diaz et al., a
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from dropgen_rt.train.layers import WORTH_JOINING, BatchNorm3d, Conv3d
 from dropgen_rt.train.segmentors import MonaiConfig, MonaiSegmentor
 
 Method = Literal["dropgen", "erm", "features", "concat"]
-METHODS: tuple[Method, ...] = ("dropgen", "erm", "features", "concat")
+METHODS: tuple[Method, ...] = get_args(Method)
 Norm = Literal["batch", "instance"]
-NORMS: tuple[Norm, ...] = ("batch", "instance")
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 # The feature normalisation's epsilon of the reference; part of the model's definition, not a tuning knob.
 INSTANCE_NORM_EPS = 1e-5
@@ -110,6 +110,11 @@ class UNet(nn.Module):
             width //= 2
         layers.append(_conv(width, config.out_channels, config))
         self.model = nn.Sequential(*layers)
+
+    @property
+    def input_layers(self) -> list[nn.Module]:
+        """The convolutions that see the input itself: the first."""
+        return [self.model[0]]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.trace(x, ())[-1]
@@ -207,13 +212,11 @@ class DropGen(nn.Module):
         first steps, as large as they are, would throw them about.
         """
         inputs = self.segmentor.config.in_channels
-        # Of MONAI's networks SwinUNETR has more than one layer that sees the input.
-        first = self.segmentor.model[:1] if isinstance(self.segmentor, UNet) else self.segmentor
-        for layer in first.modules():
-            if isinstance(layer, nn.Conv3d) and layer.in_channels == inputs:
-                with torch.no_grad():
-                    layer.weight[:, images:] = 0
-                    layer.weight[:, :images] *= (inputs / images) ** 0.5
+        for layer in self.segmentor.input_layers:
+            assert isinstance(layer, nn.Conv3d) and layer.in_channels == inputs
+            with torch.no_grad():
+                layer.weight[:, images:] = 0
+                layer.weight[:, :images] *= (inputs / images) ** 0.5
 
     def train(self, mode: bool = True) -> "DropGen":
         """Switch modes, except that the frozen encoder stays in evaluation mode for ever."""

@@ -4,16 +4,22 @@ The method is agnostic to them: each takes (b, in, z, y, x) and gives logits (b,
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 SegmentorKind = Literal["unet", "dynunet", "segresnet", "swinunetr"]
-SEGMENTORS: tuple[SegmentorKind, ...] = ("unet", "dynunet", "segresnet", "swinunetr")
+SEGMENTORS: tuple[SegmentorKind, ...] = get_args(SegmentorKind)
 # SwinUNETR halves five times whatever is asked.
 SWIN_STRIDE = 32
 # Widths are multiples of these: SegResNet's group norm divides channels by eight, SwinUNETR's heads by twelve.
 WIDTH_STEPS = {"segresnet": 8, "swinunetr": 12}
+# Convolutions that see the input itself, by their names in MONAI's networks; SwinUNETR's last one is not always there.
+INPUT_LAYERS = {
+    "dynunet": ("input_block.conv1.conv",),
+    "segresnet": ("convInit.conv",),
+    "swinunetr": ("swinViT.patch_embed.proj", "encoder1.layer.conv1.conv", "encoder1.layer.conv3.conv"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,12 @@ class MonaiSegmentor(nn.Module):
         super().__init__()
         self.config = config
         self.net = _MAKERS[config.kind](config)
+
+    @property
+    def input_layers(self) -> list[nn.Module]:
+        """The convolutions that see the input itself."""
+        modules = dict(self.net.named_modules())
+        return [modules[name] for name in INPUT_LAYERS[self.config.kind] if name in modules]
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)

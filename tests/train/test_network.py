@@ -12,6 +12,7 @@ from tolerances import JOINED_TAPS, NETWORK_ORACLE, NORMALISED_ORACLE
 
 from dropgen_rt.errors import UsageError
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
+from dropgen_rt.train.segmentors import MonaiConfig, SegmentorKind
 
 SEGMENTOR = UNetConfig(in_channels=17, out_channels=4, width=20, levels=5)
 SMALL = UNetConfig(width=4, levels=2, padding_mode="zeros")
@@ -227,6 +228,18 @@ def test_segmentor_begins_as_the_images_own() -> None:
     first = dropgen().segmentor.model[0].weight
     assert first[:, 1:].abs().max() == 0
     assert 0.9 / 27**0.5 < first[:, :1].abs().max() <= 1 / 27**0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "layers"),
+    [("dynunet", 17, 1), ("dynunet", 16, 1), ("segresnet", 16, 1), ("swinunetr", 12, 3), ("swinunetr", 24, 3)],
+)
+def test_of_monais_networks_only_what_sees_the_input_begins_so(kind: SegmentorKind, width: int, layers: int) -> None:
+    """With 17 inputs and a width of 17 other layers, too, have 17 inputs."""
+    encoder = UNetConfig(out_channels=16, width=2, levels=2, padding_mode="zeros")
+    segmentor = DropGen(MonaiConfig(kind, 17, 3, width, levels=3), encoder).segmentor
+    kernels = [layer.weight for layer in segmentor.modules() if isinstance(layer, torch.nn.Conv3d)]
+    assert sum(bool((weight[:, 1:] == 0).all()) for weight in kernels if weight.shape[1] > 1) == layers
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
