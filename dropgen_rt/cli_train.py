@@ -14,7 +14,7 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("data", type=FILE)
 @click.option("--out", type=FILE, required=True, help="Run folder: config, checkpoints, metrics, pictures.")
-@click.option("--preset", default="tiny", show_default=True, help="paper, edge (fast inference) or tiny (CPU).")
+@click.option("--preset", help="paper, edge (fast inference) or tiny (CPU).  [default: tiny]")
 @click.option("--config", "file", type=FILE, help="A config.toml, such as a run folder holds; options go over it.")
 @click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Any option of config.toml; repeatable.")
 @click.option("--split", type=FILE, help="CSV with the columns image, label, split in place of DATA's folders.")
@@ -51,7 +51,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--init", type=FILE, help="Start from this checkpoint's weights, of a network of the same layout.")
 @click.option("--resume", is_flag=True, help="Go on from last.pt in the run folder.")
 def train(
-    data: Path, out: Path, preset: str, file: Path | None, assignments: tuple[str, ...], split: Path | None,
+    data: Path, out: Path, preset: str | None, file: Path | None, assignments: tuple[str, ...], split: Path | None,
     device: str, cache: Path | None, workers: int | None, init: Path | None, resume: bool,
     **options: object,
 ) -> None:  # fmt: skip
@@ -61,6 +61,7 @@ def train(
     from dropgen_rt.console import Console
     from dropgen_rt.store import make_folder
     from dropgen_rt.train.device import choose_device
+    from dropgen_rt.train.distributed import ranks_of_environment
     from dropgen_rt.train.encoders import absolute, encoder_for, find_encoder
     from dropgen_rt.train.loop import train as run
     from dropgen_rt.train.outputs import advice, finish
@@ -71,7 +72,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all
     console = Console(quiet=not first)
     given = {key: value for key, value in options.items() if value is not None}
-    choose_device(device)  # this and the encoder are found missing before every file is read
+    place = choose_device(device)  # this and the encoder are found missing before every file is read
     if "encoder" in given:
         find_encoder(str(given["encoder"]))
         given["encoder"] = absolute(str(given["encoder"]))
@@ -79,21 +80,22 @@ def train(
         there = out.is_dir()
         if first and there:  # before anything in it is touched
             holding.enter_context(held(out))
-        config = configure(
-            data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
-            workers=workers, console=console, resume=resume, init=init,
-        )  # fmt: skip
-        found = encoder_for(config.method, config.encoder or None)
-        if first and not there:
-            holding.enter_context(held(make_folder(out)))
-        if first:  # a checkpoint of gigabytes that a kill cut short, a picture
-            for suffix in (".pt", ".png"):
-                remove_unfinished(out, suffix)
-        with TrainingReport(out, config, resume, first) as report:
-            best = run(
-                data, out, config, found, resume, report, init, device, split=split, cache=cache,
-                workers=workers, console=console,
+        with ranks_of_environment(place.type) as ranks:
+            config = configure(
+                data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
+                workers=workers, console=console, resume=resume, init=init, ranks=ranks,
             )  # fmt: skip
+            found = encoder_for(config.method, config.encoder or None)
+            if first and not there:
+                holding.enter_context(held(make_folder(out)))
+            if first:  # a checkpoint of gigabytes that a kill cut short, a picture
+                for suffix in (".pt", ".png"):
+                    remove_unfinished(out, suffix)
+            with TrainingReport(out, config, resume, first) as report:
+                best = run(
+                    data, out, config, found, resume, report, init, device, split=split, cache=cache,
+                    workers=workers, console=console,
+                )  # fmt: skip
         summary = finish(data, out, device, split=split, cache=cache, console=console) if first else {}
     for name in ("validation", "test"):
         if name in summary:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dropgen_rt.errors import MissingInputError, ModelError, UnreadableInputError
 from dropgen_rt.manifest import Label, SourceRule
-from dropgen_rt.typed_fields import is_line, parse_json, short
+from dropgen_rt.typed_fields import FieldError, is_line, parse_json, read_fields, short
 from dropgen_rt.volume import MAX_LABEL
 
 # Distinguishable on grey images, so none is grey, and for colour-blind eyes (after Paul Tol's "bright" and "muted").
@@ -55,6 +55,8 @@ def read_description(path: Path) -> dict:
         data = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UnreadableInputError(f"{path}: not JSON ({error}); give a data set's dataset.json") from error
+    except OSError as error:
+        raise UnreadableInputError(f"{path}: cannot be read ({error.strerror}); allow it to be read") from error
     if not isinstance(data, dict) or not isinstance(data.get("labels"), dict):
         raise UnreadableInputError(f'{path}: it has no "labels" table; see docs/training.md')
     return data
@@ -83,17 +85,20 @@ def read_label_table(path: Path) -> LabelTable:
             f'{path}: "labels" needs at least one label beside the background, all of values 1 to {MAX_LABEL}'
         )
     _refuse_names(path, [name for name, _ in pairs])
-    _refuse_overlap(path, pairs)
+    _refuse_overlap(path, [("background", tuple(background)), *pairs])
     colours, codes = data.get("colours", {}), data.get("codes", {})
     try:
         labels = tuple(
-            Label(i + 1, name, tuple(colours.get(name, PALETTE[i % len(PALETTE)])), codes.get(name))
+            read_fields(Label, {
+                "value": i + 1, "name": name, "colour": colours.get(name, PALETTE[i % len(PALETTE)]),
+                "code": codes.get(name),
+            }, name, unknown="refuse")
             for i, (name, _) in enumerate(pairs)
-        )
-    except (AttributeError, TypeError, ValueError, ModelError) as error:
+        )  # fmt: skip
+    except (AttributeError, FieldError, ModelError) as error:
         raise UnreadableInputError(
             f'{path}: "colours" takes a name to [r, g, b] of 0-255, "codes" a name to [value, scheme, meaning], '
-            "and no name is empty"
+            f"texts of one line, and no name is empty ({error})"
         ) from error
     return LabelTable(labels, tuple(values for _, values in pairs), tuple(sorted(background)))
 
@@ -119,7 +124,10 @@ def _refuse_names(path: Path, names: Sequence[str]) -> None:
 
 
 def _refuse_overlap(path: Path, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    """Raise UnreadableInputError where a value stands in two labels, or a label is nnU-Net's "ignore"."""
+    """Raise UnreadableInputError where a value stands in two labels, or a label is nnU-Net's "ignore".
+
+    ``pairs`` are names and values, the background's first.
+    """
     names: dict[int, str] = {}
     for name, values in pairs:
         for value in values:
@@ -140,7 +148,7 @@ def read_source_rule(path: Path) -> SourceRule:
     """Which DICOM series the data set's model is for: its "dicom" table, see docs/dicom.md. Raises InputError."""
     given = read_description(path).get("dicom", {})
     try:
-        return SourceRule(**given)
-    except (TypeError, ModelError) as error:
+        return read_fields(SourceRule, given, unknown="refuse")
+    except (FieldError, ModelError) as error:
         accepted = "modality, body_part, image_type (lists) and pick (only or thickest)"
-        raise UnreadableInputError(f'{path}: "dicom" takes {accepted}') from error
+        raise UnreadableInputError(f'{path}: "dicom" takes {accepted} ({error})') from error

@@ -263,14 +263,14 @@ def write_scores(out: Path, prediction: Path, label: Path, scores: Sequence[Scor
     for value in dict.fromkeys(score.value for score in scores):
         some = [score for score in scores if score.value == value]
         means = {key: mean_of([getattr(score, key) for score in some]) for key in COLUMNS[3:]}
-        known = {key: _known(mean) for key, mean in means.items()} | {"in_one_map_only": in_one_map_only(some)}
+        known = {key: finite_or_none(mean) for key, mean in means.items()} | {"in_one_map_only": in_one_map_only(some)}
         labels.append({"label": some[0].label, "value": value, **known})
     document = {
         "prediction": prediction.name,
         "label": label.name,
         "subjects": len({score.subject for score in scores}),
         "tolerance_mm": tolerance_mm,
-        "mean_dice": _known(mean_dice(scores)),
+        "mean_dice": finite_or_none(mean_dice(scores)),
         "labels": labels,
     }
     table = io.StringIO()
@@ -282,6 +282,6 @@ def write_scores(out: Path, prediction: Path, label: Path, scores: Sequence[Scor
         csv_file.write_text(table.getvalue(), encoding="utf-8")
 
 
-def _known(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """NaN is no JSON: a label that no map holds has no score."""
     return value if np.isfinite(value) else None

@@ -73,6 +73,13 @@ def trained_choices(path: Path) -> dict[str, Any]:
     return {"feature_scale": network.feature_scale} | norm
 
 
+def trained_steps(path: Path) -> int:
+    """Of a checkpoint. Raises MissingModelError or ModelError."""
+    content = checkpoint.load(path)
+    with checkpoint.rebuilding(path, "remove it, or give another --out"):
+        return int(content["progress"]["step"])
+
+
 def start_from(path: Path, network: DropGen, encoder: str = "") -> None:
     """Take the weights of a checkpoint of a like network, its encoder's too.
 
@@ -119,15 +126,14 @@ def prepared_cases(
     folder = make_folder(cache or default_cache())
     training = dataset.few(config.subjects, config.seed)
     cases = (*training, *dataset.validation)
-    if not ranks.first:
-        ranks.wait()
-    with console.progress("checking files", "cases") as progress:
-        findings = survey(dataset.cases, dataset.table, folder, workers, progress)
-    refuse_faults(data, dataset.faults, findings, dataset.table)
-    by_case = dict(zip(dataset.cases, findings, strict=True))
-    with console.progress("preparing", "cases") as progress:
-        grid = grid_of(dataset, config, config.intensity)
-        made = prepare(cases, [by_case[case] for case in cases], grid, folder, workers, progress)
+    with ranks.first_before_others():
+        with console.progress("checking files", "cases") as progress:
+            findings = survey(dataset.cases, dataset.table, folder, workers, progress)
+        refuse_faults(data, dataset.faults, findings, dataset.table)
+        by_case = dict(zip(dataset.cases, findings, strict=True))
+        with console.progress("preparing", "cases") as progress:
+            grid = grid_of(dataset, config, config.intensity)
+            made = prepare(cases, [by_case[case] for case in cases], grid, folder, workers, progress)
     for name, lost, of in lost_labels(made, [by_case[case] for case in cases], dataset.table):
         console.line(
             f"warning: label {name!r}: voxels of {by(config.spacing_mm)} mm are too large "
@@ -137,13 +143,16 @@ def prepared_cases(
     some = len(training) < len(dataset.training)
     undrawn = absent([by_case[case] for case in training], dataset.table) if some else []
     for label in undrawn:
-        console.line(
-            f"warning: label {label!r}: in none of the {len(training)} training cases that were drawn, so it cannot be "
-            "learnt; draw others by --seed, or more by --subjects"
-        )
-    if ranks.first:
-        ranks.wait()
+        console.line(_undrawn(label, len(training)))
     return made[: len(training)], made[len(training) :]
+
+
+def _undrawn(label: str, cases: int) -> str:
+    """A warning of a label that few-shot training cannot learn."""
+    return (
+        f"warning: label {label!r}: in none of the {cases} training cases that were drawn, so it cannot be learnt; "
+        "draw others by --seed, or more by --subjects"
+    )
 
 
 def label_map_digests(dataset: Dataset) -> list[str]:
@@ -153,12 +162,17 @@ def label_map_digests(dataset: Dataset) -> list[str]:
     return [hashlib.sha256(described.encode()).hexdigest(), *maps]
 
 
-def make_sampler(dataset: Dataset, config: TrainConfig, cases: list[Prepared], device: torch.device) -> Sampler:
+def make_sampler(
+    dataset: Dataset, config: TrainConfig, cases: list[Prepared], device: torch.device, console: Console
+) -> Sampler:
     """Crops of the prepared cases, or synthesised ones, drawn on ``device``."""
     if dataset.synthesis is not None:
         sampler = SyntheticSampler(dataset.few(config.subjects, config.seed), dataset, config, device)
         lacking = [label.name for label in dataset.labels if label.value not in sampler.labels]
-        if lacking and not config.subjects:
+        if config.subjects:
+            for label in lacking:
+                console.line(_undrawn(label, len(sampler.heads)))
+        elif lacking:
             raise UnsuitableInputError(
                 f"label {lacking[0]!r}: in no label map that is trained on; remove it from dataset.json, or add a map"
             )

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import DropgenError, UsageError
@@ -15,9 +15,9 @@ from dropgen_rt.train.network import METHODS, NORMS, Method, Norm
 from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
 
 LossKind = Literal["dice_ce", "dice_focal", "tversky", "ce"]
-LOSSES: tuple[LossKind, ...] = ("dice_ce", "dice_focal", "tversky", "ce")
+LOSSES: tuple[LossKind, ...] = get_args(LossKind)
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 AXES = ("x", "y", "z")
 # Halved eight times an edge is 256 voxels and more, past any window.
 MOST_LEVELS = 8

@@ -21,7 +21,7 @@ MOST_NAMED = 15
 def draw_curves(rows: Sequence[dict[str, str]], path: Path, image_alone: int = 0) -> None:
     """Loss and validation Dice over steps, from the rows of metrics.csv.
 
-    The best is named of the steps after the first ``image_alone``, as best.pt is, or of those where there are no more.
+    The best is named of the steps after the first ``image_alone``, or, if there are no more, the last: as best.pt is.
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     left = figure.add_subplot()
@@ -39,9 +39,9 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path, image_alone: int = 0
 
 
 def best_of(scored: Sequence[dict[str, str]], image_alone: int) -> str:
-    """The picture's title: the best Dice of rows that have one, and its step; empty where it is NaN in all."""
+    """The picture's title: best.pt's Dice and step, of rows that have one; empty where it is NaN in all."""
     known = [(int(row["step"]), float(row["dice"])) for row in scored if np.isfinite(float(row["dice"]))]
-    rivals = [row for row in known if row[0] > image_alone] or known
+    rivals = [row for row in known if row[0] > image_alone] or known[-1:]
     if not rivals:
         return ""
     step, best = max(rivals, key=lambda row: row[1])

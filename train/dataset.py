@@ -91,19 +91,24 @@ def read_dataset(folder: Path, split: Path | None = None) -> Dataset:
             f"{split or folder}: {counted}; accepted are some of each, or {VALIDATION_SHARE} and more to train on, a "
             "fifth of which then validate; add cases, or divide them by --split CSV"
         )
-    notice = data.get("licence", data.get("license", ""))
+    notice = " ".join(str(data.get("licence", data.get("license", ""))).split())
+    if not is_line(notice):
+        raise UnreadableInputError(
+            f'{folder / "dataset.json"}: "licence" travels in the model file, and is too long or holds a character '
+            "that does not print; shorten it, or name where it can be read"
+        )
     name = str(data.get("name") or folder.resolve().name)
     return Dataset(
-        name,
-        table,
-        channels,
-        training,
-        validation,
-        synthesis,
-        notice,
-        tuple(found.testing),
-        tuple(found.faults),
-        read_source_rule(folder / "dataset.json"),
+        name=name,
+        table=table,
+        channels=channels,
+        training=training,
+        validation=validation,
+        synthesis=synthesis,
+        notice=notice,
+        testing=tuple(found.testing),
+        faults=tuple(found.faults),
+        source=read_source_rule(folder / "dataset.json"),
     )
 
 

@@ -14,12 +14,12 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Raises DeviceMemoryError or MemoryLimitError where PyTorch found no memory for a tensor."""
+def memory_told(smaller: str = "--batch, --window, --width or another --segmentor") -> Iterator[None]:
+    """Raises DeviceMemoryError or MemoryLimitError where PyTorch finds no memory; ``smaller`` is what may be less."""
     try:
         yield
     except RuntimeError as error:
-        advice = "use a smaller --batch, --window, --width or another --segmentor"
+        advice = f"use a smaller {smaller}"
         if isinstance(error, torch.OutOfMemoryError):
             raise DeviceMemoryError(f"the GPU's memory does not hold this training; {advice}") from error
         if "can't allocate memory" in str(error):

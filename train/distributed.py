@@ -21,6 +21,8 @@ from dropgen_rt.errors import ResourceError, UsageError
 Value = TypeVar("Value")
 # The first process may prepare a large data set while the others wait.
 PATIENCE = timedelta(hours=12)
+# What torchrun sets beside WORLD_SIZE.
+RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 # What gloo and NCCL say then; they have no error class of their own for it.
 LOST_PEER = re.compile(r"gloo.*(closed by peer|reset by peer|broken pipe)|ncclRemoteError", re.IGNORECASE | re.DOTALL)
 
@@ -57,17 +59,36 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """The first process goes through alone, then the others, who find what it left."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
 
 @contextmanager
 def ranks_of_environment(device_type: str) -> Iterator[Ranks]:
-    """The process group that torchrun's environment describes; without one, a single process.
+    """The process group that torchrun's environment describes, or the one that there is; else a single process.
 
-    Raises ResourceError where the exchange with another process ends: that one tells why.
+    Raises ResourceError where the exchange with another process ends: that one tells why. Raises UsageError for an
+    environment that describes none.
     """
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks()
         return
+    lacking = [name for name in RENDEZVOUS if name not in os.environ]
+    if lacking:
+        raise UsageError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(lacking)} not set; start several processes by "
+            "torchrun, or unset WORLD_SIZE"
+        )
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local)
+        return
     if device_type == "cuda":
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)

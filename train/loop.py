@@ -16,7 +16,7 @@ from torch import Tensor
 
 import dropgen_rt
 from dropgen_rt.console import Console
-from dropgen_rt.errors import DropgenError, UsageError
+from dropgen_rt.errors import DropgenError, ModelError, UsageError
 from dropgen_rt.evaluate import mean_of
 from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
@@ -106,6 +106,7 @@ def train(
     place, console = choose_device(device), console or Console(quiet=True)
     require_sound_gradients(config, place)
     with ranks_of_environment(place.type) as ranks:
+        ranks.share(config.batch)  # refused before anything is read
         dataset = read_dataset(data, split)
         torch.manual_seed(config.seed)
         network = make_network(dataset, config, encoder)
@@ -124,13 +125,14 @@ def train(
         training, validation = prepared_cases(data, dataset, config, cache, workers, ranks, console)
         keys = [case.key for case in (*training, *validation)]
         run.check_content(keys if dataset.synthesis is None else label_map_digests(dataset))
-        if not run.step:
-            run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
+        sampler = make_sampler(dataset, config, training, place, console)
+        held_out = validation_set(dataset, config, validation)
+        # Once nothing is left to refuse: what is refused leaves no run that stands in the way of the next.
         if ranks.first:
             config.save(out / "config.toml")
-        run.go(
-            make_sampler(dataset, config, training, place), validation_set(dataset, config, validation), report, workers
-        )
+        if not run.step:
+            run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
+        run.go(sampler, held_out, report, workers)
     return out / "best.pt"
 
 
@@ -167,6 +169,11 @@ class Run:
         """
         path = self.out / "last.pt"
         content = checkpoint.load(path)
+        if "optimiser" not in content:
+            raise ModelError(
+                f"{path}: holds no state to go on from, as a best.pt does not; give a folder whose last.pt the run "
+                "wrote itself, or start another run from these weights by --init"
+            )
         changed = _changed(content["config"], self.config.summary())
         if changed:
             raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
@@ -256,10 +263,11 @@ class Run:
     def _save(self, dice: float) -> None:
         """``best.pt`` where this is the best so far, then ``last.pt``.
 
-        A network that has seen the image alone is the best only until there is another: it carries over to no scanner.
+        A network that has seen the image alone is the best only until there is another, for it carries over to no
+        scanner: of several such the newest.
         """
         rivals = not self.config.image_alone(self.step - 1)
-        improved = (rivals and dice > self.best) or not (self.out / "best.pt").is_file()
+        improved = not rivals or dice > self.best or not (self.out / "best.pt").is_file()
         if not checkpoint.finite(self.network):
             raise self._unsound("a weight is not finite")
         self.best = max(self.best, dice) if rivals and not math.isnan(dice) else self.best

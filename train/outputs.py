@@ -17,14 +17,13 @@ from dropgen_rt.evaluate import (
     TOLERANCE_MM,
     Score,
     dice_per_label,
+    finite_or_none,
     in_one_map_only,
     mean_dice,
     mean_of,
     scores_of,
     write_scores,
 )
-from dropgen_rt.kernels import Normalisation
-from dropgen_rt.slide import argmax_labels, slide
 from dropgen_rt.train.assemble import load_network
 from dropgen_rt.train.config import TrainConfig, build_config
 from dropgen_rt.train.curves import draw_examples
@@ -36,8 +35,7 @@ from dropgen_rt.train.network import DropGen
 from dropgen_rt.train.prepare import Prepared, default_cache, prepare
 from dropgen_rt.train.report import read_metrics
 from dropgen_rt.train.survey import survey
-from dropgen_rt.train.validate import torch_infer
-from dropgen_rt.windows import Blend, WindowPlan
+from dropgen_rt.train.validate import predict
 
 EXAMPLES = 4
 # Dice that another way of joining windows, or of leaving out specks, must gain to be worth a line.
@@ -79,7 +77,7 @@ def finish(
         "dataset": content["dataset"],
         "method": config.method,
         "best_step": content["progress"]["step"],
-        "best_validation_dice": [_known(dice) for dice in content["progress"]["validation_dice"]],
+        "best_validation_dice": [finite_or_none(dice) for dice in content["progress"]["validation_dice"]],
         "seconds": _seconds(out),
     }
     if dataset.synthesis is None:
@@ -99,33 +97,39 @@ def _score(
     findings = survey(cases, dataset.table, folder)
     prepared = prepare(cases, findings, grid_of(dataset, config, config.intensity), folder)
     scores: list[Score] = []
-    found: list[NDArray[np.unsignedinteger]] = []
     others: dict[str, list[NDArray[np.float64]]] = {way: [] for way in OTHER_WAYS}
     labels = len(dataset.labels)
     with console.progress(f"scoring {name}", "cases") as progress:
         for done, case in enumerate(prepared, 1):
-            found.append(predict(network, case.image, config))
-            scores += scores_of(found[-1], case.label, dataset.table, config.spacing_mm, TOLERANCE_MM, case.name)
+            found = predict(network, case.image, config)
+            scores += scores_of(found, case.label, dataset.table, config.spacing_mm, TOLERANCE_MM, case.name)
             if name == "validation":
-                for way, result in other_ways(network, case.image, config, found[-1]).items():
+                for way, result in other_ways(network, case.image, config, found).items():
                     others[way].append(dice_per_label(result, case.label, labels))
             progress(done, len(prepared))
     write_scores(out / f"{name}.json", out / "best.pt", Path(dataset.name), scores, TOLERANCE_MM)
     if name == "validation":
-        draw_examples(_examples(prepared, found, scores), dataset.labels, out / "examples.png", config.spacing_mm)
-    means = {label.name: [s for s in scores if s.value == label.value] for label in dataset.labels}
+        chosen = _examples(prepared, scores)
+        # Found once more: to keep what was found in all cases would fill the memory.
+        rows = [(title, case.image[0], case.label, predict(network, case.image, config)) for title, case in chosen]
+        draw_examples(rows, dataset.labels, out / "examples.png", config.spacing_mm)
+    by_label = {label.name: [s for s in scores if s.value == label.value] for label in dataset.labels}
+
+    def means(measure: str) -> dict[str, float | None]:
+        return {name: finite_or_none(mean_of([getattr(s, measure) for s in some])) for name, some in by_label.items()}
+
     return {
         "cases": len(prepared),
-        "mean_dice": _known(mean_dice(scores)),
-        "dice": {label: _known(mean_of([score.dice for score in some])) for label, some in means.items()},
+        "mean_dice": finite_or_none(mean_dice(scores)),
+        "dice": means("dice"),
         **{
-            way: {label.name: _known(mean_of(dice)) for label, *dice in zip(dataset.labels, *rows, strict=True)}
+            way: {label.name: finite_or_none(mean_of(dice)) for label, *dice in zip(dataset.labels, *rows, strict=True)}
             for way, rows in others.items()
             if rows
         },
-        "hd95_mm": {label: _known(mean_of([score.hd95_mm for score in some])) for label, some in means.items()},
-        "surface_dice": {label: _known(mean_of([s.surface_dice for s in some])) for label, some in means.items()},
-        "in_one_map_only": {label: in_one_map_only(some) for label, some in means.items()},
+        "hd95_mm": means("hd95_mm"),
+        "surface_dice": means("surface_dice"),
+        "in_one_map_only": {name: in_one_map_only(some) for name, some in by_label.items()},
     }
 
 
@@ -161,31 +165,14 @@ def _gain(validation: Mapping[str, Any], way: str) -> float:
     return float(np.mean(gains)) if gains and min(gains) >= 0 else 0.0
 
 
-def predict(
-    network: DropGen, image: NDArray[np.float32], config: TrainConfig, blend: Blend = "constant"
-) -> NDArray[np.unsignedinteger]:
-    """(z, y, x) labels of a prepared image (channels, z, y, x), by the inference road with the paper's overlap."""
-    plan = WindowPlan.cover(image.shape[1:], config.window, 0.5)
-    classes = network.segmentor.config.out_channels
-    window = np.ascontiguousarray(image)
-    infer = torch_infer(network, config.precision)
-    return argmax_labels(*slide(window, plan, Normalisation.identity(len(window)), infer, classes, blend=blend))
-
-
-def _examples(
-    prepared: Sequence[Prepared], found: Sequence[NDArray], scores: Sequence[Score]
-) -> list[tuple[str, NDArray, NDArray, NDArray]]:
-    """From the worst case to the best, evenly: a picture of only good ones would flatter."""
+def _examples(prepared: Sequence[Prepared], scores: Sequence[Score]) -> list[tuple[str, Prepared]]:
+    """A title and a case each, from the worst to the best, evenly: a picture of only good ones would flatter."""
     dice = [mean_of([score.dice for score in scores if score.subject == case.name]) for case in prepared]
     order = np.argsort(dice)
     chosen = order[np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)]
-    return [(f"{prepared[i].name} ({dice[i]:.3f})", prepared[i].image[0], prepared[i].label, found[i]) for i in chosen]
+    return [(f"{prepared[i].name} ({dice[i]:.3f})", prepared[i]) for i in chosen]
 
 
 def _seconds(out: Path) -> float | None:
     rows = read_metrics(out)
     return float(rows[-1]["seconds"]) if rows else None
-
-
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None

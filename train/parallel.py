@@ -26,7 +26,7 @@ def cores() -> int:
 
 def workers_for(items: int, wanted: int | None = None) -> int:
     """Processes to use: ``wanted``, or one per core as far as the items are worth it."""
-    return wanted or max(1, min(len(os.sched_getaffinity(0)), items // WORTH_A_PROCESS))
+    return wanted or max(1, min(cores(), items // WORTH_A_PROCESS))
 
 
 def each(

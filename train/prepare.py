@@ -3,8 +3,10 @@
 Torch is not imported here: the work runs in processes that would each pay for it.
 """
 
+import errno
 import hashlib
 import json
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -160,11 +162,21 @@ def prepare(
     Arrays are memory-mapped. Raises OutputError if the cache cannot be written.
     """
     remove_unfinished(make_folder(cache), ".npy", ABANDONED_S)
+    _allow_open_files()
     keys = [_key(finding, grid) for finding in findings]
     missing = [(case, key) for case, key in zip(cases, keys, strict=True) if not _is_there(cache, key)]
     if missing:
         each(partial(_write, grid=grid, cache=cache), missing, workers, progress)
     return [load(cache, key, case.name) for case, key in zip(cases, keys, strict=True)]
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets a user have: each memory-mapped array keeps one, and the usual limit is 1024.
+
+    Processes that are started later have the limit of this one.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def lost_labels(made: Sequence[Prepared], findings: Sequence[Finding], table: LabelTable) -> list[tuple[str, int, int]]:
@@ -220,6 +232,14 @@ def _write(item: tuple[Case, str], grid: Grid, cache: Path) -> None:
 
 
 def load(cache: Path, key: str, name: str) -> Prepared:
-    """A case of the cache, memory-mapped."""
-    image, label, places = (np.load(path, mmap_mode="r") for path in _paths(cache, key))
-    return Prepared(name, image, label, np.asarray(places), key)
+    """A case of the cache, image and label memory-mapped. Raises ResourceError where no more files may be open."""
+    image, label, places = _paths(cache, key)
+    try:
+        return Prepared(name, np.load(image, mmap_mode="r"), np.load(label, mmap_mode="r"), np.load(places), key)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise ResourceError(
+            "the system lets too few files be open for so many cases, of which each needs two; raise the limit "
+            "(ulimit -n), or give fewer cases"
+        ) from error

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.errors import DropgenError, MissingInputError, MissingModelError, UnsuitableInputError, UsageError
 from dropgen_rt.train import checkpoint
-from dropgen_rt.train.device import autocast, choose_device, move_to
+from dropgen_rt.train.device import autocast, choose_device, memory_told, move_to
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
 from dropgen_rt.train.prepare import held
 from dropgen_rt.train.shapes import cut_templates, shape_ensemble
@@ -188,6 +188,7 @@ def ensemble_loss(model: Pretraining, views: Tensor, labels: Tensor, source: Ran
     return torch.stack(losses).mean()
 
 
+@memory_told("--batch, --edge or --width")
 def pretrain(
     folder: Path,
     out: Path,
@@ -202,7 +203,8 @@ def pretrain(
     ``tissues`` is a synthesis.toml whose tissues merge source values, such as left and right. ``report`` gets a
     line every 50 steps. The state is kept beside ``out`` as NAME.state.pt, from which ``resume`` goes on. Raises
     MissingInputError if the folder holds no label maps, UsageError where a state or ``out`` is there and not
-    to be resumed, ResourceError where another process trains into ``out``, DropgenError on NaN.
+    to be resumed, ResourceError where another process trains into ``out`` or memory does not hold the training,
+    DropgenError on NaN.
     """
     place = choose_device(device)
     check_writable(out)  # before the first hours have passed

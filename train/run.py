@@ -1,18 +1,19 @@
 """A run from a person's options: the data set is looked at, what was not given is chosen, then it trains."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
-from dropgen_rt.errors import UsageError
+from dropgen_rt.errors import ModelError, UsageError
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.store import make_folder
-from dropgen_rt.train.assemble import trained_choices
+from dropgen_rt.train.assemble import trained_choices, trained_steps
 from dropgen_rt.train.config import MOST_LEVELS, TrainConfig, build_config, preset_for
 from dropgen_rt.train.config_text import parse_assignments, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
+from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told
 from dropgen_rt.train.prepare import default_cache
@@ -20,15 +21,18 @@ from dropgen_rt.train.segmentors import SWIN_STRIDE, WIDTH_STEPS, taken_width
 from dropgen_rt.train.survey import Finding, absent, refuse_faults, survey
 from dropgen_rt.words import by
 
-# The default encoder halves four times and reflects at its bottleneck; a segmentor may ask for more.
+# The default encoder halves four times; the published ones reflect at their bottleneck, which takes two voxels there. A
+# segmentor may ask for more.
 ENCODER_STRIDE, SMALLEST_EDGE = 16, 32
+# The one where none is given.
+DEFAULT_PRESET = "tiny"
 
 
 def configure(
     data: Path,
     out: Path,
     *,
-    preset: str,
+    preset: str | None,
     file: Path | None,
     options: Mapping[str, Any],
     assignments: Sequence[str],
@@ -38,14 +42,16 @@ def configure(
     console: Console,
     resume: bool = False,
     init: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainConfig:
     """The config of a run: preset, then the data set's fingerprint, then file, options and assignments.
 
     With ``init``, the checkpoint that it starts from, features are scaled and norms are as they are there, unless told
-    otherwise. Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Raises
-    InputError with every fault of the data set, ModelError for a broken checkpoint, or UsageError.
+    otherwise. Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Of several
+    processes, ``ranks``, the first one looks at the data set. Raises InputError with every fault of the data set,
+    ModelError for a broken checkpoint, or UsageError.
     """
-    if not resume and (out / "last.pt").is_file():
+    if not resume and _holds_a_run(out):
         raise UsageError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
     given: list[Mapping[str, Any]] = [options, parse_assignments(assignments)]
     if file is not None:
@@ -53,8 +59,10 @@ def configure(
     goes_on = resume and (out / "last.pt").is_file()
     if resume and not goes_on:
         console.line(f"{out}: no run there to go on with; one begins")
-    below = preset_for(preset, given, None if init is None or goes_on else trained_choices(init))
+    below = preset_for(preset or DEFAULT_PRESET, given, None if init is None or goes_on else trained_choices(init))
     if resume and (out / "config.toml").is_file():
+        if preset is not None:
+            console.line(f"preset {preset}: not looked at, the run goes on with its own config.toml")
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
     wanted = build_config(_fitting(below, given), *given)
@@ -66,7 +74,8 @@ def configure(
         for name in sorted(_named(given[-2:]) & {"augment", "coverage"}):
             console.line(f"{name}: of no use here, images are synthesised as synthesis.toml says")
         return wanted
-    found = fingerprint(data, dataset, cache, workers, console)
+    with (ranks or Ranks()).first_before_others():
+        found = fingerprint(data, dataset, cache, workers, console)
     found.save(make_folder(out) / "fingerprint.json")
     for line in (*found.lines(), *told(dataset.training, dataset.validation, dataset.testing)):
         console.line(line)
@@ -85,7 +94,15 @@ def configure(
     return config
 
 
-def _not_as_asked(wanted: TrainConfig, named: Collection[str]) -> Iterator[str]:
+def _holds_a_run(out: Path) -> bool:
+    """Whether a folder has one that made steps: one that memory did not hold is begun anew, with what was advised."""
+    try:
+        return (out / "last.pt").is_file() and trained_steps(out / "last.pt") > 0
+    except ModelError:
+        return True
+
+
+def _not_as_asked(wanted: TrainConfig, named: Set[str]) -> Iterator[str]:
     """A line for each choice that is taken otherwise than it was given, or not at all."""
     width = taken_width(wanted.segmentor, wanted.width)
     if width != wanted.width:
@@ -95,6 +112,8 @@ def _not_as_asked(wanted: TrainConfig, named: Collection[str]) -> Iterator[str]:
         )
     if "levels" in named and wanted.segmentor == "swinunetr":
         yield f"levels {wanted.levels}: swinunetr has a depth of its own; only the window is made to fit them"
+    if {"coverage", "spacing_mm"} <= named:
+        yield f"coverage {wanted.coverage:g}: of no use beside spacing_mm, which is taken as it is given"
     for name in ("drop", "settle"):
         if name in named and wanted.method != "dropgen":
             yield f"{name} {getattr(wanted, name):g}: method {wanted.method} drops no channels, only dropgen does"

@@ -5,6 +5,7 @@ Torch is not imported here: the work runs in processes that would each pay for i
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from dropgen_rt.train.layout import Case
 from dropgen_rt.train.parallel import each
 from dropgen_rt.volume import Scan, read_label_map, read_scan, sha256_of
 
-FORMAT = "dropgen-rt survey 1"
+FORMAT = "dropgen-rt survey 2"
 PERCENTILES = (0.5, 50.0, 99.5)
 # Every so many voxels of a scan are enough for its percentiles.
 SAMPLED_VOXELS = 200_000
@@ -112,7 +113,7 @@ def _grid(geometry: Geometry) -> str:
 def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.ndarray) -> Finding:
     oriented, _ = scans[0].volume.geometry.reoriented("LPS")
     inside = merged > 0
-    step = max(merged.size // SAMPLED_VOXELS, 1)
+    step = _stride(merged.shape)
     percentiles = []
     for scan in scans:
         array = scan.volume.array[0]
@@ -129,6 +130,14 @@ def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.nda
         all(np.array_equal(scan.volume.array, np.rint(scan.volume.array)) for scan in scans),
         tuple(map(int, voxels)),
     )
+
+
+def _stride(shape: tuple[int, ...]) -> int:
+    """Of a sample of a (z, y, x) scan's voxels in their order; with a factor of a plane's it would see few columns."""
+    step = max(math.prod(shape) // SAMPLED_VOXELS, 1)
+    while math.gcd(step, shape[1] * shape[2]) > 1:
+        step += 1
+    return step
 
 
 def survey(

@@ -26,6 +26,8 @@ from dropgen_rt.volume import MAX_LABEL
 
 # Fine samples per training voxel and axis: two give eight intensities to average, enough for soft borders.
 SUBSAMPLES = 2
+# A mean of 0 says that a tissue was stripped; the darkest that is shown has this one.
+DARKEST = 1e-3
 # Rows of an intensity table.
 MEAN, DEVIATION, TEXTURE = range(3)
 
@@ -157,7 +159,8 @@ def draw_intensities(config: SynthesisConfig, values: np.ndarray, rng: np.random
             mean = config.means[contrast][tissue] + rng.normal(0, jitter)
         for place in present:
             own = rng.normal(0, 0.02)  # neighbours of one tissue still differ a little
-            table[:, place] = max(mean + own, 0.0), rng.uniform(0.01, 0.07), rng.uniform(0, 0.25 if outside else 0.05)
+            shown = max(mean + own, DARKEST)
+            table[:, place] = shown, rng.uniform(0.01, 0.07), rng.uniform(0, 0.25 if outside else 0.05)
     listed = {value for members in config.tissues.values() for value in members}
     for value in set(index) - listed - {0}:
         table[:, index[value]] = rng.uniform(0.05, 1.0), rng.uniform(0.01, 0.07), rng.uniform(0, 0.1)

@@ -13,7 +13,7 @@ from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.device import autocast
 from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.network import DropGen
-from dropgen_rt.windows import WindowPlan
+from dropgen_rt.windows import Blend, WindowPlan
 
 
 def validate(
@@ -26,17 +26,23 @@ def validate(
     ranks = ranks or Ranks()
     network.eval()
     labels = network.segmentor.config.out_channels - 1
-    infer = torch_infer(network, config.precision)
-    scores = []
-    for image, target in cases[ranks.rank :: ranks.world]:
-        plan = WindowPlan.cover(target.shape, config.window, 0.5)
-        image = np.ascontiguousarray(image)  # a memory-mapped one is read here
-        sums, totals = slide(image, plan, Normalisation.identity(len(image)), infer, labels + 1)
-        scores.append(dice_per_label(argmax_labels(sums, totals), target, labels))
+    mine = cases[ranks.rank :: ranks.world]
+    scores = [dice_per_label(predict(network, image, config), target, labels) for image, target in mine]
     network.train()
     table = np.array([row for part in ranks.gather(scores) for row in part])
     with np.errstate(invalid="ignore"):
         return np.where(np.isnan(table).all(0), np.nan, np.nansum(table, 0) / (~np.isnan(table)).sum(0))
+
+
+def predict(
+    network: DropGen, image: NDArray[np.float32], config: TrainConfig, blend: Blend = "constant"
+) -> NDArray[np.unsignedinteger]:
+    """(z, y, x) labels of a prepared image (channels, z, y, x), by the inference road with the paper's overlap."""
+    plan = WindowPlan.cover(image.shape[1:], config.window, 0.5)
+    infer = torch_infer(network, config.precision)
+    classes = network.segmentor.config.out_channels
+    whole = np.ascontiguousarray(image)  # a memory-mapped one is read here
+    return argmax_labels(*slide(whole, plan, Normalisation.identity(len(whole)), infer, classes, blend=blend))
 
 
 def torch_infer(network: DropGen, precision: str = "auto") -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

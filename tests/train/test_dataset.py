@@ -129,7 +129,21 @@ def test_codes_and_the_dicom_rule(balls: Path) -> None:
     assert (dataset.source.modality, dataset.source.pick) == (("CT",), "thickest")
 
 
-@pytest.mark.parametrize("wrong", [{"codes": {"dim": ["1"]}}, {"dicom": {"pick": "any"}}, {"dicom": {"body": "x"}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"codes": {"dim": ["1"]}},
+        {"codes": {"dim": "123"}},
+        {"codes": {"dim": ["1", "SCT", "a\u00a0b"]}},
+        {"colours": {"dim": "123"}},
+        {"dicom": {"pick": "any"}},
+        {"dicom": {"body": "x"}},
+        {"dicom": {"modality": "CT"}},
+        {"dicom": "CT"},
+        {"licence": "CC\u200b0"},
+        {"licence": "long " * 3000},
+    ],
+)
 def test_wrong_codes_and_rules_are_named(balls: Path, wrong: dict) -> None:
     describe(balls, **wrong)
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -191,12 +205,19 @@ def test_a_case_comes_on_the_working_grid(balls: Path) -> None:
     assert image[0][labels == 2].mean() > image[0][labels == 1].mean() > image[0][labels == 0].mean()
 
 
+def make_unreadable(path: Path) -> None:
+    """A file that the kernel itself refuses to read from its start, to root as well."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "dataset.json").unlink(), "dataset.json: no such file"),
         (lambda folder: (folder / "dataset.json").write_text("{"), "not JSON"),
         (lambda folder: (folder / "dataset.json").write_text("{}"), 'no "labels" table'),
+        (lambda folder: make_unreadable(folder / "dataset.json"), "cannot be read"),
         (lambda folder: describe(folder, labels={"background": 0}), "at least one label"),
         (lambda folder: describe(folder, labels={"ball": "x", "y": "z"}), '"labels" are not'),
         (lambda folder: shutil.rmtree(folder / "labelsTr"), "no label maps in it"),
@@ -212,6 +233,7 @@ def test_what_is_no_data_set_is_refused(balls: Path, damage: object, message: st
     ("labels", "message"),
     [
         ({"background": 0, "whole": [1, 2], "core": 2}, "value 2 stands in both 'whole' and 'core'"),
+        ({"background": [0, 1], "dim": 1, "bright": 2}, "value 1 stands in both 'background' and 'dim'"),
         ({"background": 0, "dim": 1, "ignore": 2}, '"ignore" would be learnt as a label'),
         ({"background": 0, "dim": 1.7, "bright": 2}, "not name: value"),
         ({"background": 0, "dim": True, "bright": 2}, "not name: value"),

@@ -15,7 +15,7 @@ from tolerances import (
 )
 
 from dropgen_rt.errors import UsageError
-from dropgen_rt.train.distributed import LOST_PEER, Ranks
+from dropgen_rt.train.distributed import LOST_PEER, RENDEZVOUS, Ranks, ranks_of_environment
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.train.network import NORMS
 
@@ -80,6 +80,17 @@ def test_where_one_process_fails_the_others_say_one_line(balls: Path, tmp_path: 
 )
 def test_a_fault_of_ones_own_is_not_told_as_a_lost_process(said: str, lost: bool) -> None:
     assert bool(LOST_PEER.search(said)) == lost
+
+
+def test_an_environment_that_describes_no_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in RENDEZVOUS:
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(UsageError, match="WORLD_SIZE is 2, but RANK, MASTER_ADDR, MASTER_PORT not set; start several"),
+        ranks_of_environment("cpu"),
+    ):
+        pass
 
 
 def test_a_batch_is_shared_out_evenly_or_refused() -> None:

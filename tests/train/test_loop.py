@@ -78,6 +78,23 @@ def test_the_image_comes_first(balls: Path, encoder: Path, tmp_path: Path, monke
     assert load_network(tmp_path / "run" / "best.pt")[1]["progress"]["step"] == 6
 
 
+def test_a_best_of_the_image_alone_is_the_newest(
+    balls: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is stopped before features come in; in the place of validation stand Dice that fall."""
+    falling = iter([0.9, 0.8])
+    monkeypatch.setattr("dropgen_rt.train.loop.validate", lambda *_: np.array([next(falling)]))
+
+    def stop(row: dict) -> None:
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    config = replace(CONFIG, image_first=0.7, validate_every=2)  # 4 of 6 steps
+    with pytest.raises(KeyboardInterrupt):
+        train(balls, tmp_path / "run", config, encoder, False, stop)
+    assert load_network(tmp_path / "run" / "best.pt")[1]["progress"]["step"] == 4
+
+
 def test_resume_with_other_options_is_refused(balls: Path, encoder: Path, tmp_path: Path) -> None:
     run(balls, tmp_path / "run", CONFIG, encoder)
     with pytest.raises(UsageError, match="trained with other options"):

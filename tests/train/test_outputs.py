@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,38 @@ def test_a_run_that_another_version_began_says_so(balls: Path, tmp_path: Path) -
     resumed = command(*line, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert f"warning: {last}: the dropgen-rt that wrote it was 0.0.1, this is {__version__}; " in resumed.stdout
+
+
+def test_a_refused_start_leaves_no_run_in_the_way(balls: Path, tmp_path: Path) -> None:
+    """What is refused last, an unlike window for synthesised images, and a run that memory did not hold."""
+    (balls / "synthesis.toml").write_text("[tissues]\nball = [1, 2]\n[contrasts]\nrandom = 1.0\n")
+    out = tmp_path / "run"
+    line = ["train", balls, "--out", out, "--method", "erm", "--steps", 2, "--width", 4, "--levels", 2]
+    refused = command(*line, "--window", 16, 16, 32)
+    assert refused.exit_code == 2 and "give three equal edges" in refused.stderr
+    assert not (out / "last.pt").exists() and not (out / "config.toml").exists()
+    assert command(*line, "--window", 16, 16, 16).exit_code == 0
+    last = torch.load(out / "last.pt", weights_only=True)
+    torch.save(last | {"progress": last["progress"] | {"step": 0}}, out / "last.pt")
+    anew = command(*line, "--window", 32, 32, 32)
+    assert anew.exit_code == 0, anew.output
+    assert torch.load(out / "last.pt", weights_only=True)["config"]["window"] == [32, 32, 32]
+    (out / "last.pt").write_bytes(b"cut short")
+    assert command(*line).stderr.endswith("holds a run already; go on with it by --resume, or give another --out\n")
+
+
+def test_what_a_resumed_run_does_not_look_at_is_told(balls: Path, tmp_path: Path) -> None:
+    line, out = ["train", balls, "--out", tmp_path / "run", "--method", "erm", *SMALL], tmp_path / "run"
+    assert command(*line).exit_code == 0
+    resumed = command(*line, "--resume", "--preset", "edge")
+    assert resumed.exit_code == 0, resumed.output
+    assert "preset edge: not looked at, the run goes on with its own config.toml" in resumed.stdout.splitlines()
+    shutil.copy(out / "best.pt", out / "last.pt")
+    stateless = command(*line, "--resume")
+    assert stateless.exit_code == 4
+    assert stateless.stderr.startswith(
+        f"error: {out / 'last.pt'}: holds no state to go on from, as a best.pt does not;"
+    )
 
 
 @pytest.mark.parametrize(

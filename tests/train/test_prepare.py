@@ -1,5 +1,6 @@
 """The cache of prepared cases and the survey: keyed by content and settings, resumable, the same in parallel."""
 
+import math
 import os
 import pickle
 import resource
@@ -12,7 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.dataset_labels import LabelTable
-from dropgen_rt.errors import OutputError
+from dropgen_rt.errors import OutputError, ResourceError
 from dropgen_rt.manifest import Intensity, Label
 from dropgen_rt.train import survey as survey_module
 from dropgen_rt.train.config import TrainConfig
@@ -23,6 +24,7 @@ from dropgen_rt.train.prepare import (
     PLACES_PER_LABEL,
     Grid,
     Prepared,
+    load,
     lost_labels,
     on_working_grid,
     places_of,
@@ -206,6 +208,30 @@ def test_what_a_killed_preparation_left_is_removed_after_a_day(balls: Path, tmp_
     os.utime(old, (time.time() - ABANDONED_S,) * 2)
     prepared(balls, tmp_path)
     assert fresh.exists() and not old.exists()
+
+
+def test_as_many_files_may_be_open_as_the_system_allows(balls: Path, tmp_path: Path) -> None:
+    """Each prepared case keeps two; the usual limit of 1024 would do for few cases."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 8, before[1]))
+        made, _ = prepared(balls, tmp_path / "cache")  # six cases, twelve arrays
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+        key = made[0].key
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        with pytest.raises(ResourceError, match=r"too few files be open for so many cases.*\(ulimit -n\)"):
+            load(tmp_path / "cache", key, "case0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("shape", [(391, 512, 512), (196, 512, 512), (20, 22, 24), (1, 1, 1)])
+def test_a_sample_for_percentiles_sees_all_columns(shape: tuple[int, int, int]) -> None:
+    step, size = survey_module._stride(shape), math.prod(shape)
+    columns = np.unique(np.arange(0, size, step) % shape[2])
+    assert len(columns) == shape[2]
+    assert size // step <= 2 * survey_module.SAMPLED_VOXELS
 
 
 def test_a_full_disk_is_told_in_one_line(balls: Path, tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def test_voxels_that_are_made_larger_are_told(balls: Path, tmp_path: Path, capsy
     )
 
 
+def test_coverage_beside_a_spacing_is_told(balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "coverage 0.5: of no use beside spacing_mm, which is taken as it is given"
+    chosen(balls, tmp_path, ["coverage=0.5"], spacing_mm=(1.0, 1.0, 1.0))
+    assert told in capsys.readouterr().out.splitlines()
+    chosen(balls, tmp_path / "other", [], spacing_mm=(1.0, 1.0, 1.0))
+    assert "coverage" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("method", "told"), [("concat", True), ("features", True), ("erm", True), ("dropgen", False)])
 def test_dropout_that_a_method_does_without_is_told(
     balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, told: bool

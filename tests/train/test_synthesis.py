@@ -10,6 +10,7 @@ from tolerances import BLUR
 
 from dropgen_rt.train.shapes import cut_templates, shape_ensemble
 from dropgen_rt.train.synthesis import (
+    MEAN,
     RandomSource,
     SynthesisConfig,
     averaged,
@@ -38,6 +39,12 @@ def test_look_up_is_nearest_and_zero_outside() -> None:
     labels = torch.arange(8, dtype=torch.uint8).reshape(2, 2, 2)
     places = torch.tensor([[0.4, 0.6, 1.0, 5.0], [0.0, 1.2, 1.0, 0.0], [0.0, 0.0, 1.4, 0.0]])
     assert look_up(labels, places).tolist() == [0, 6, 7, 0]
+
+
+def test_a_tissue_of_mean_zero_is_not_taken_for_a_stripped_one() -> None:
+    config = SynthesisConfig(tissues={"dark": (1,)}, contrasts={"t1": 1.0}, means={"t1": {"dark": 0.0}})
+    tables = [draw_intensities(config, np.array([0, 1]), np.random.default_rng(seed)) for seed in range(50)]
+    assert all(0 < table[MEAN, 1] < 0.3 for table in tables)
 
 
 def test_coordinates_are_centred_on_the_request() -> None:
