@@ -7,9 +7,9 @@ python benchmarks/domain_shift.py report --runs RUNS --out benchmarks/results/do
 
 ``run`` does what is not yet done: each method and seed leaves one JSON file in RUNS, so it may be stopped (--minutes),
 started again, and started several times at once with other --seeds. Training itself turns, scales and shears only, so
-that every change of the hippocampi's contrast is one that it never saw; heads are painted as T1s with bias fields, noise
-and thick slices (``domain_data.tissue``), and what is new there is T2 and PD. The best step is not chosen: the last one
-is tested. The recorded runs have ``--batch 2 --cases 12``; a report holds all settings.
+that every change of the hippocampi's contrast is one that it never saw. Heads are painted as T1s with bias fields,
+noise and thick slices (``domain_data.tissue``); what is new there is T2 and PD. The best step is not chosen: the last
+one is tested. The recorded runs have ``--batch 2 --cases 12``; a report holds all settings.
 """
 
 import argparse

@@ -3,10 +3,13 @@
 import errno
 import os
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from dropgen_rt.errors import OutputError
 
@@ -24,7 +27,8 @@ _NEXT_STEP = {
     errno.EIO: "the device reports an error; name another output folder",
 }
 
-_TEMPORARY = ".writing-"
+# Beginning of a name until its file is whole; end of the name that a file which is being replaced has beside its own.
+_TEMPORARY, _REPLACED = ".writing-", ".replaced"
 # Failures of a device carry no file name; only these are taken for a failure of the output.
 _DEVICE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -45,8 +49,8 @@ def atomic_path(final: Path) -> Iterator[Path]:
 def atomic_group(finals: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     """Like ``atomic_path`` for files that belong together: either all of them appear, or none.
 
-    Raises OutputError when a folder or disk refuses. If a rename fails, the files that were renamed
-    before it are removed again; what they had replaced is lost.
+    Raises OutputError when a folder or disk refuses. If a rename fails, those before it are undone, and what they had
+    replaced comes back where the file system knows hard links. Ctrl-C waits until all are renamed.
     """
     targets = [Path(final) for final in finals]
     temporaries: list[Path] = []
@@ -128,25 +132,56 @@ def _with_final_names(text: str, targets: Sequence[Path], temporaries: Sequence[
 
 
 def _publish(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
-    placed: list[Path] = []
     for temporary, final in zip(temporaries, targets, strict=True):
         try:
             _sync(temporary)
         except OSError as error:
             raise output_error(final, error) from error
-    for temporary, final in zip(temporaries, targets, strict=True):
-        try:
-            os.replace(temporary, final)  # noqa: PTH105  the atomic call, by its own name
-            placed.append(final)
-        except BaseException as error:
-            for earlier in placed:
-                earlier.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise output_error(final, error) from error
-            raise
+    with _ctrl_c_waits():
+        _rename_all(temporaries, targets)
     for folder in {final.parent for final in targets}:
         with suppress(OSError):  # some network file systems refuse to sync a folder; the files are in place
             _sync(folder)
+
+
+def _rename_all(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+    """All or none. Raises OutputError."""
+    links = [temporary.with_name(f"{temporary.name}{_REPLACED}") for temporary in temporaries]
+    done = 0
+    try:
+        for temporary, final, link in zip(temporaries, targets, links, strict=True):
+            if len(targets) > 1:
+                with suppress(OSError):  # nothing to replace, or a file system without links
+                    link.hardlink_to(final)
+            os.replace(temporary, final)  # noqa: PTH105  the atomic call, by its own name
+            done += 1
+    except OSError as error:
+        for final, link in zip(targets[:done], links[:done], strict=True):
+            if link.exists():
+                link.replace(final)
+            else:
+                final.unlink(missing_ok=True)
+        raise output_error(targets[done], error) from error
+    finally:
+        for link in links:
+            link.unlink(missing_ok=True)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C that comes meanwhile is heard afterwards. Only the main thread ever hears it."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for number, frame in heard[:1]:
+        before(number, frame)
 
 
 def _sync(path: Path) -> None:

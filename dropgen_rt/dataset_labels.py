@@ -50,7 +50,8 @@ class LabelTable:
 def read_description(path: Path) -> dict:
     """A ``dataset.json``. Raises MissingInputError or UnreadableInputError."""
     if not path.is_file():
-        raise MissingInputError(f"{path}: no such file; give a data set's dataset.json")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise MissingInputError(f"{path}: {what}; give a data set's dataset.json")
     try:
         data = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:

@@ -83,8 +83,11 @@ def evaluate_files(
     Without a ``table`` the labels are the values that the maps hold; ``table`` is a dataset.json whose source values
     are merged in the labels first. Two folders are compared file by file, names in common; a prediction may end in
     _seg. ``out`` (NAME.json) also writes the means there and the scores of every subject as NAME.csv. Raises
-    InputError if a file cannot be read, is no label map, the grids differ, or a label has no prediction.
+    InputError if a file cannot be read, is no label map, the grids differ, or a label has no prediction; UsageError for
+    a tolerance that is no length.
     """
+    if not 0 <= tolerance_mm < math.inf:
+        raise UsageError(f"--tolerance-mm {tolerance_mm}: accepted is a length from 0 mm up")
     if out is not None:
         if out.suffix != ".json":
             raise UsageError(f"{out}: the result file's name must end in .json")

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, on disks that are really full, read-only or absent."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,6 +129,50 @@ def test_a_group_whose_last_rename_fails_leaves_nothing(tmp_path: Path) -> None:
             temporary.write_text("x")
         finals[1].mkdir()
     assert list(tmp_path.iterdir()) == [finals[1]]
+
+
+def test_a_group_whose_last_rename_fails_gives_back_what_it_replaced(tmp_path: Path) -> None:
+    finals = [tmp_path / "a.json", tmp_path / "b.json"]
+    finals[0].write_text("old")
+    with pytest.raises(OutputError, match="a folder of this name"), atomic_group(finals) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+        finals[1].mkdir()
+    assert finals[0].read_text() == "old"
+    assert sorted(tmp_path.iterdir()) == finals
+
+
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from dropgen_rt.atomic import atomic_group
+finals = [Path(name) for name in sys.argv[1:]]
+print("ready", flush=True)
+try:
+    while True:
+        text = str(int(finals[0].read_text()) + 1)
+        with atomic_group(finals) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text(text)
+except KeyboardInterrupt:
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ctrl_c_finds_all_of_a_group_or_none(tmp_path: Path, seed: int) -> None:
+    """A real signal at some moment of a process that replaces two files again and again."""
+    finals = [tmp_path / "a.json", tmp_path / "b.json"]
+    for final in finals:
+        final.write_text("0")
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, *finals], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    time.sleep(np.random.default_rng(seed).uniform(0.01, 0.03))
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 3
+    process.stdout.close()
+    assert sorted(tmp_path.iterdir()) == finals
+    assert finals[0].read_text() == finals[1].read_text() != ""
 
 
 def test_labels_within_a_group(tmp_path: Path) -> None:

@@ -338,3 +338,9 @@ def test_values_of_the_prediction_alone_are_no_reason_to_merge(tmp_path):
 def test_where_nothing_can_be_written_is_found_before_a_map_is_read(tmp_path):
     with pytest.raises(OutputError, match="the folder does not exist"):
         next(evaluate_files(tmp_path / "none.nii", tmp_path / "none.nii", None, tmp_path / "none" / "scores.json"))
+
+
+@pytest.mark.parametrize("tolerance_mm", [math.nan, math.inf, -1.0])
+def test_a_tolerance_that_is_no_length_is_refused(tmp_path, tolerance_mm):
+    with pytest.raises(UsageError, match=r"--tolerance-mm .*: accepted is a length from 0 mm up"):
+        list(evaluate_files(tmp_path, tmp_path, None, tmp_path / "s.json", tolerance_mm))

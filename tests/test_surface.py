@@ -32,6 +32,18 @@ def test_two_planes_by_hand():
     assert hd95_and_surface_dice(first, second, SPACING_MM, 5.9)[1] == 0.0
 
 
+@pytest.mark.parametrize("edge_mm", [0.1, 0.3, 0.7, 0.9, 1.1, 1.2, 1.4, 2.6])
+def test_a_surface_as_far_as_the_tolerance_is_within_it(edge_mm):
+    """Whatever the rounding of float32 makes of it; MONAI computes in float64."""
+    first, second = np.zeros((8, 3, 3), bool), np.zeros((8, 3, 3), bool)
+    first[2], second[3] = True, True
+    spacing = (edge_mm,) * 3
+    one_hot = [torch.from_numpy(np.stack([~mask, mask])[None].astype(np.float32)) for mask in (first, second)]
+    assert compute_surface_dice(*one_hot, class_thresholds=[edge_mm], spacing=spacing).item() == 1.0
+    assert hd95_and_surface_dice(first, second, spacing, edge_mm)[1] == 1.0
+    assert hd95_and_surface_dice(first, second, spacing, 0.999 * edge_mm)[1] == 0.0
+
+
 def test_labels_that_are_absent():
     some, none = ball((7, 10, 11), 5), np.zeros((14, 20, 22), bool)
     assert all(math.isnan(value) for value in hd95_and_surface_dice(none, none, SPACING_MM, 1.0))

@@ -29,6 +29,8 @@ from dropgen_rt.words import by
 
 # Validation of synthetic data: this many fixed crops of the held-out label maps.
 SYNTHETIC_VALIDATION_CROPS = 12
+# Differences of two networks that a message names.
+MOST_SHOWN = 4
 
 
 def make_network(dataset: Dataset, config: TrainConfig, encoder_path: Path | None) -> DropGen:
@@ -87,15 +89,24 @@ def start_from(path: Path, network: DropGen, encoder: str = "") -> None:
     network's, or another encoder's than that.
     """
     trained, _ = load_network(path)  # rebuilt, because older checkpoints do not tell all
-    if trained.description() | {"drop": 0} != network.description() | {"drop": 0}:
+    its_own, wanted = (_flat(net.description() | {"drop": 0}) for net in (trained, network))
+    unlike = [name for name in {**its_own, **wanted} if its_own.get(name) != wanted.get(name)]
+    if unlike:
+        shown = ", ".join(f"{name} {its_own.get(name)}, here {wanted.get(name)}" for name in unlike[:MOST_SHOWN])
         raise UsageError(
-            f"{path}: a network of another layout; give the same --method, --segmentor, --width, --levels, --norm, "
-            "--feature-scale and labels"
+            f"{path}: a network of another layout ({shown}); give the same method, encoder, segmentor, width, levels, "
+            "norm, feature scale, channels and labels"
         )
     own, its = network.encoder, trained.encoder
     if encoder and own is not None and its is not None and not same_weights(own.state_dict(), its.state_dict()):
         raise UsageError(f"{path}: was trained with another encoder than {encoder}; leave --encoder out to keep it")
     network.load_state_dict(trained.state_dict())
+
+
+def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's description without nesting: "segmentor in_channels" and so on."""
+    parts = {name: part if isinstance(part, dict) else {"": part} for name, part in description.items()}
+    return {f"{name} {key}".strip(): value for name, part in parts.items() for key, value in part.items()}
 
 
 def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

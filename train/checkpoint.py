@@ -12,6 +12,7 @@ from torch import nn
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import MissingModelError, ModelError
 from dropgen_rt.train.network import UNet, UNetConfig
+from dropgen_rt.typed_fields import is_line
 
 FORMAT = "dropgen-rt checkpoint 1"
 ENCODER_FORMAT = "dropgen-rt encoder 1"
@@ -34,8 +35,10 @@ def load(path: Path, kind: str = FORMAT) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler meets foreign bytes with whatever error they lead it to
         raise ModelError(f"{path}: not a checkpoint of tensors and plain values; it was not opened further") from error
-    if not isinstance(content, dict) or content.get("format") != kind:
-        raise ModelError(f"{path}: not a {kind!r} file; give one that dropgen-rt wrote")
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != kind:
+        what = f"holds a {found!r}" if isinstance(found, str) and is_line(found) else "was not written by dropgen-rt"
+        raise ModelError(f"{path}: {what}; accepted here is a {kind!r}")
     return content
 
 

@@ -173,7 +173,7 @@ class TrainConfig:
         if (self.image_first, self.feature_scale) != (0, 1) and self.method not in WITH_BOTH:
             raise UsageError(
                 f"image_first and feature_scale with method {self.method!r}: they are for those that see image and "
-                f"features, {' and '.join(WITH_BOTH)}"
+                f"features, {' and '.join(WITH_BOTH)}; give --image-first 0 --feature-scale 1"
             )
 
     @property

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dropgen_rt.atomic import atomic_path
@@ -25,8 +26,11 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path, image_alone: int = 0
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     left = figure.add_subplot()
-    left.plot([int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], color="tab:blue")
+    losses = [float(row["loss"]) for row in rows]
+    # A single row is no line.
+    left.plot([int(row["step"]) for row in rows], losses, color="tab:blue", marker="" if len(rows) > 1 else "o")
     left.set_xlabel("step")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylabel("loss", color="tab:blue")
     scored = [row for row in rows if row["dice"]]
     right = left.twinx()

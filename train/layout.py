@@ -152,7 +152,8 @@ def find_in_table(table: Path, channels: int, synthetic: bool) -> Found:
     UnreadableInputError.
     """
     if not table.is_file():
-        raise MissingInputError(f"{table}: no such file; give a CSV with the columns {', '.join(COLUMNS)}")
+        what = "a folder" if table.is_dir() else "no such file"
+        raise MissingInputError(f"{table}: {what}; give a CSV with the columns {', '.join(COLUMNS)}")
     rows = _rows(table)
     places = [_absolute(table.parent / row["label"]) for _, row in rows]
     names, patients = _names(places), _patients(places)

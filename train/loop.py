@@ -128,7 +128,9 @@ def train(
         sampler = make_sampler(dataset, config, training, place, console)
         held_out = validation_set(dataset, config, validation)
         # Once nothing is left to refuse: what is refused leaves no run that stands in the way of the next.
-        if ranks.first:
+        if run.step == config.steps:
+            console.line(f"{out}: all {run.step} steps are done; only its scores are written again")
+        elif ranks.first:
             config.save(out / "config.toml")
         if not run.step:
             run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
@@ -177,7 +179,8 @@ class Run:
         changed = _changed(content["config"], self.config.summary())
         if changed:
             raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
-        if not _same_encoder(self.network, content["state"]):
+        # One that was not asked for by name may be that of a checkpoint that the run started from.
+        if self.config.encoder and not _same_encoder(self.network, content["state"]):
             raise UsageError(f"{path}: was trained with another encoder; give that of then, or another --out")
         before = [label["name"] for label in content["labels"]], len(content["dataset"]["channels"])
         now = [label.name for label in self.dataset.labels], len(self.dataset.channels)
@@ -187,7 +190,8 @@ class Run:
                 f"{path}: was trained on other cases, labels or channels; give the DATA and --split of then, or "
                 "another --out"
             )
-        self.network.load_state_dict(content["state"])
+        with checkpoint.rebuilding(path, "give the options and the encoder of then, or another --out"):
+            self.network.load_state_dict(content["state"])
         self.optimiser.load_state_dict(content["optimiser"])
         for group in self.optimiser.param_groups:
             group["weight_decay"] = self.config.weight_decay

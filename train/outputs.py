@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import dropgen_rt
@@ -28,7 +27,7 @@ from dropgen_rt.train.assemble import load_network
 from dropgen_rt.train.config import TrainConfig, build_config
 from dropgen_rt.train.curves import draw_examples
 from dropgen_rt.train.dataset import Dataset, grid_of, read_dataset
-from dropgen_rt.train.device import choose_device, memory_told
+from dropgen_rt.train.device import choose_device, memory_told, move_to
 from dropgen_rt.train.layout import Case
 from dropgen_rt.train.loop import fast_cpu
 from dropgen_rt.train.network import DropGen
@@ -70,7 +69,7 @@ def finish(
     """
     console = console or Console(quiet=True)
     network, content = load_network(out / "best.pt")
-    network.to(choose_device(device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    move_to(network, choose_device(device))
     dataset, config = read_dataset(data, split), build_config(content["config"])
     summary: dict[str, Any] = {
         "dropgen_rt": dropgen_rt.__version__,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.errors import DropgenError, MissingInputError, MissingModelError, UnsuitableInputError, UsageError
+from dropgen_rt.inspect_file import scans_in
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.device import autocast, choose_device, memory_told, move_to
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
@@ -34,6 +35,7 @@ from dropgen_rt.train.synthesis import (
     paint,
 )
 from dropgen_rt.volume import read_label_map
+from dropgen_rt.words import by
 
 TEMPERATURE = 0.33
 VOXELS_PER_VIEW = 1024
@@ -42,6 +44,8 @@ LEVELS_IN_LOSS = 3
 SHAPES_SHARE = 0.5
 # A voxel's edge in crops of heads, so that the encoder meets fine and coarse scans; label maps are at 1 mm.
 SPACING_MM = (0.9, 2.5)
+# What label maps have, and how far headers may be off.
+MAP_SPACING_MM, MAP_SPACING_TOLERANCE = 1.0, 0.1
 # Stronger than what a segmentor trains under: features must outlast what they will meet.
 SEVERITY = 1.2
 PEAK_LEARNING_RATE, WARM_UP = 1e-3, 0.05
@@ -86,7 +90,7 @@ class Anatomy:
 
     @staticmethod
     def read(folder: Path, device: torch.device, tissues: Path | None = None) -> "Anatomy":
-        """Every label map (.nii.gz) of a folder. Raises MissingInputError if there is none.
+        """Every label map of a folder. Raises as ``read_indexed_maps``.
 
         ``tissues`` is a synthesis.toml: source values of one tissue become one label, left and right for example.
         """
@@ -198,7 +202,7 @@ def pretrain(
     resume: bool = False,
     tissues: Path | None = None,
 ) -> None:
-    """Pretrain an encoder on the label maps (.nii.gz) of ``folder`` and write it to ``out``.
+    """Pretrain an encoder on the label maps, of 1 mm, of ``folder`` and write it to ``out``.
 
     ``tissues`` is a synthesis.toml whose tissues merge source values, such as left and right. ``report`` gets a
     line every 50 steps. The state is kept beside ``out`` as NAME.state.pt, from which ``resume`` goes on. Raises
@@ -288,8 +292,11 @@ def _unsound(step: int, what: str, state: Path) -> DropgenError:
 
 def _resume(path: Path, parts: dict, config: PretrainConfig, anatomy: Anatomy) -> int:
     content = checkpoint.load(path, STATE_FORMAT)
-    if content["config"] != asdict(config):
-        raise UsageError(f"{path}: was trained with other options; give the same ones, or another --out")
+    changed = [name for name, value in asdict(config).items() if content["config"].get(name) != value]
+    if changed:
+        raise UsageError(
+            f"{path}: was trained with other options ({', '.join(changed)}); give the same ones, or another --out"
+        )
     if content.get("anatomy", anatomy.digest) != anatomy.digest:  # older states do not tell
         raise UsageError(
             f"{path}: was trained on other label maps, or with other --tissues; give those of then, or another --out"
@@ -302,17 +309,22 @@ def _resume(path: Path, parts: dict, config: PretrainConfig, anatomy: Anatomy) -
 def read_indexed_maps(folder: Path, tissues: dict[str, tuple[int, ...]]) -> list[Tensor]:
     """Every label map of a folder, turned to LPS, as (z, y, x) uint8 indices into its sorted values.
 
-    Values of one tissue become the first of them before that.
+    Values of one tissue become the first of them before that. Raises MissingInputError, or UnsuitableInputError for
+    voxels of another size than MAP_SPACING_MM, of too many values or of none.
     """
-    paths = sorted(folder.glob("*.nii.gz"))
+    paths = scans_in(folder) if folder.is_dir() else []
     if not paths:
-        raise MissingInputError(f"{folder}: no .nii.gz label maps in it; name a folder that has some")
+        raise MissingInputError(f"{folder}: no label maps in it; name a folder that has some")
 
     def read(path: Path) -> Tensor:
         raw, geometry = read_label_map(path)
         merged = np.arange(int(raw.max()) + 1)
         for values in tissues.values():
             merged[[value for value in values if value < len(merged)]] = values[0]
+        if any(abs(mm / MAP_SPACING_MM - 1) > MAP_SPACING_TOLERANCE for mm in geometry.spacing_mm):
+            raise UnsuitableInputError(
+                f"{path}: voxels of {by(geometry.spacing_mm)} mm, accepted are {MAP_SPACING_MM:g} mm; resample it"
+            )
         _, change = geometry.reoriented("LPS")
         index, found = index_labels(merged[change.apply(raw)])
         if len(found) > MOST_VALUES:

@@ -80,18 +80,23 @@ def configure(
     for line in (*found.lines(), *told(dataset.training, dataset.validation, dataset.testing)):
         console.line(line)
     config = build_config(below, suggest(found, wanted, given), *given)
-    console.line(
+    for line in _chosen(config, found, "spacing_mm" in _named(given)):
+        console.line(line)
+    return config
+
+
+def _chosen(config: TrainConfig, found: Fingerprint, spacing_given: bool) -> Iterator[str]:
+    """What a data set's fingerprint led to, for a person."""
+    yield (
         f"spacing {by(config.spacing_mm)} mm (x, y, z), window {by(config.window)} voxels (z, y, x), "
         f"intensities by {config.intensity.kind} {config.intensity.lower:g} to {config.intensity.upper:g}"
     )
-    for line in found.doubts(config.intensity):
-        console.line(line)
-    if "spacing_mm" not in _named(given) and config.spacing_mm != found.target_spacing_mm:
-        console.line(
+    yield from found.doubts(config.intensity)
+    if not spacing_given and config.spacing_mm != found.target_spacing_mm:
+        yield (
             f"the data's own spacing is {by(found.target_spacing_mm)} mm, at which a window would be mostly padding "
             "or see too little of a scan; --spacing-mm X Y Z takes another"
         )
-    return config
 
 
 def _holds_a_run(out: Path) -> bool:

@@ -50,5 +50,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a checkpoint"):
         checkpoint.load(tmp_path / "text.pt")
     torch.save({"format": "something else"}, tmp_path / "other.pt")
-    with pytest.raises(ModelError, match="not a 'dropgen-rt checkpoint 1' file"):
+    with pytest.raises(ModelError, match="holds a 'something else'; accepted here is a 'dropgen-rt checkpoint 1'"):
         checkpoint.load(tmp_path / "other.pt")

@@ -15,6 +15,7 @@ from dropgen_rt.errors import (
     UsageError,
 )
 from dropgen_rt.train import checkpoint
+from dropgen_rt.train.assemble import same_weights
 from dropgen_rt.train.batches import Drawing
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_dataset
@@ -261,8 +262,26 @@ def test_init_starts_from_the_weights_of_a_like_network(balls: Path, encoder: Pa
     train(balls, tmp_path / "second", config, encoder, False, lambda row: None, init=start)
     first, second = (load_network(tmp_path / name / "last.pt")[0] for name in ("first", "second"))
     assert torch.allclose(first.segmentor.model[0].weight, second.segmentor.model[0].weight, atol=1e-6)
-    with pytest.raises(UsageError, match="another layout"):
+    with pytest.raises(
+        UsageError, match=r"another layout \(segmentor width 4, here 8\); give the same method, encoder"
+    ):
         train(balls, tmp_path / "x", replace(config, width=8), encoder, False, lambda row: None, init=start)
+
+
+def test_a_run_from_weights_keeps_their_encoder_on_resume(
+    balls: Path, encoder: Path, other_encoder: Path, tmp_path: Path
+) -> None:
+    """Which was not asked for by name: that of the package stands in its place until the weights are there."""
+    run(balls, tmp_path / "first", CONFIG, other_encoder)
+    start, out = tmp_path / "first" / "last.pt", tmp_path / "second"
+    train(balls, out, CONFIG, encoder, False, lambda row: None, init=start)
+    lines: list[dict] = []
+    train(balls, out, CONFIG, encoder, True, lines.append)
+    assert lines == []
+    kept = load_network(out / "last.pt")[0].encoder
+    assert kept is not None and same_weights(kept.state_dict(), checkpoint.load_encoder(other_encoder).state_dict())
+    with pytest.raises(UsageError, match="was trained with another encoder"):
+        train(balls, out, replace(CONFIG, encoder=str(encoder)), encoder, True, lines.append)
 
 
 def test_training_on_a_cpu_convolves_before_it_upsamples(

@@ -218,6 +218,16 @@ def test_a_refused_start_leaves_no_run_in_the_way(balls: Path, tmp_path: Path) -
     assert command(*line).stderr.endswith("holds a run already; go on with it by --resume, or give another --out\n")
 
 
+def test_a_finished_run_keeps_its_config(balls: Path, tmp_path: Path) -> None:
+    line, out = ["train", balls, "--out", tmp_path / "run", "--method", "erm", *SMALL], tmp_path / "run"
+    assert command(*line).exit_code == 0
+    before = (out / "config.toml").read_bytes()
+    again = command(*line, "--resume", "--learning-rate", 0.5)
+    assert again.exit_code == 0, again.output
+    assert any(said.startswith(f"{out}: all ") and "only its scores" in said for said in again.stdout.splitlines())
+    assert (out / "config.toml").read_bytes() == before
+
+
 def test_what_a_resumed_run_does_not_look_at_is_told(balls: Path, tmp_path: Path) -> None:
     line, out = ["train", balls, "--out", tmp_path / "run", "--method", "erm", *SMALL], tmp_path / "run"
     assert command(*line).exit_code == 0

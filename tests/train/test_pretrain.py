@@ -9,6 +9,7 @@ import torch
 
 from dropgen_rt.errors import (
     DropgenError,
+    MissingInputError,
     MissingModelError,
     ModelError,
     ResourceError,
@@ -28,7 +29,9 @@ def test_pretraining_writes_a_loadable_encoder(balls: Path, tmp_path: Path) -> N
     pretrain(balls / "labelsTr", out, PretrainConfig(2, 4, 16), lines.append, "cpu")
     assert lines[-1].startswith("step 2 of 2: loss ")
     assert checkpoint.load_encoder(out).config.width == 4
-    with pytest.raises(ModelError, match="not a 'dropgen-rt checkpoint 1' file"):
+    with pytest.raises(
+        ModelError, match="holds a 'dropgen-rt encoder 1'; accepted here is a 'dropgen-rt checkpoint 1'"
+    ):
         checkpoint.load(out)
 
 
@@ -139,8 +142,27 @@ def test_label_maps_that_pretraining_cannot_index(balls: Path, tmp_path: Path) -
             pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", tissues=tmp_path / "t.toml")
     (tmp_path / "t.toml").write_text(f"[tissues]\na = {list(range(1, 299))}\n[contrasts]\nrandom = 1.0\n")
     pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", tissues=tmp_path / "t.toml")
+    with pytest.raises(UsageError, match=r"was trained with other options \(steps\); give the same ones"):
+        other = PretrainConfig(2, 4, 16)
+        pretrain(balls / "labelsTr", out, other, lambda _: None, "cpu", resume=True, tissues=tmp_path / "t.toml")
     with pytest.raises(MissingModelError, match=r"b\.state\.pt: no such state to go on from; leave --resume out"):
         pretrain(balls / "labelsTr", tmp_path / "b.pt", config, lambda _: None, "cpu", resume=True)
+
+
+def test_label_maps_are_of_one_millimetre_and_of_any_format(balls: Path, tmp_path: Path) -> None:
+    folder, out, lines = tmp_path / "maps", tmp_path / "encoder.pt", list[str]()
+    folder.mkdir()
+    some = sitk.ReadImage(str(balls / "labelsTr" / "case0.nii.gz"))
+    some.SetSpacing((1.5, 1.5, 8.0))
+    sitk.WriteImage(some, str(folder / "thick.nrrd"))
+    with pytest.raises(UnsuitableInputError, match=r"thick\.nrrd: voxels of 1\.5 x 1\.5 x 8 mm, accepted are 1 mm;"):
+        pretrain(folder, out, PretrainConfig(1, 4, 16), lines.append, "cpu")
+    some.SetSpacing((1.0, 1.0, 0.96))
+    sitk.WriteImage(some, str(folder / "thick.nrrd"))
+    pretrain(folder, out, PretrainConfig(1, 4, 16), lines.append, "cpu")
+    assert checkpoint.load(out, checkpoint.ENCODER_FORMAT)["provenance"]["label_maps"] == 1
+    with pytest.raises(MissingInputError, match="no label maps in it"):
+        pretrain(tmp_path / "nowhere", tmp_path / "b.pt", PretrainConfig(1, 4, 16), lines.append, "cpu")
 
 
 @pytest.mark.parametrize("options", [{"edge": 20}, {"steps": 0}, {"batch": 0}])
