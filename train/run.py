@@ -68,13 +68,15 @@ def configure(
     wanted = build_config(_fitting(below, given), *given)
     for line in _not_as_asked(wanted, _named(given[-2:])):  # a file's are those of another run
         console.line(line)
-    dataset = read_dataset(data, split)
+    dataset, ranks = read_dataset(data, split), ranks or Ranks()
+    dataset.few(wanted.subjects, wanted.seed)  # refused before every file is read, as is what ranks cannot share
+    ranks.share(wanted.batch)
     check_writable(make_folder(out) / "config.toml")  # before every file is read
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
         for name in sorted(_named(given[-2:]) & {"augment", "coverage"}):
             console.line(f"{name}: of no use here, images are synthesised as synthesis.toml says")
         return wanted
-    with (ranks or Ranks()).first_before_others():
+    with ranks.first_before_others():
         found = fingerprint(data, dataset, cache, workers, console)
     found.save(make_folder(out) / "fingerprint.json")
     for line in (*found.lines(), *told(dataset.training, dataset.validation, dataset.testing)):

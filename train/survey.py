@@ -61,6 +61,8 @@ def inspect_case(case: Case, table: LabelTable) -> Finding:
         return Finding(case.name, tuple(faults))
     labels, geometry = label
     faults += _unlike(case, scans, geometry)
+    digest = sha256_of(files_of(case.label))
+    faults += [f"{scan.path}: is the label map itself; name the scan" for scan in scans if scan.sha256 == digest]
     values = np.unique(labels)
     strange = sorted({int(value) for value in values} - table.known)
     if strange:
@@ -75,7 +77,7 @@ def inspect_case(case: Case, table: LabelTable) -> Finding:
         faults.append(f"{case.label}: no voxel of any label; remove the case or label it")
     if faults:
         return Finding(case.name, tuple(faults), voxels=tuple(map(int, voxels)))
-    return _described(case, scans, merged, voxels)
+    return _described(case, scans, merged, voxels, digest)
 
 
 def _tried(read: Callable[[], Read], faults: list[str]) -> Read | None:
@@ -110,7 +112,7 @@ def _grid(geometry: Geometry) -> str:
     return f"({size} voxels of " + " x ".join(f"{mm:.4g}" for mm in geometry.spacing_mm) + " mm)"
 
 
-def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.ndarray) -> Finding:
+def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.ndarray, label_digest: str) -> Finding:
     oriented, _ = scans[0].volume.geometry.reoriented("LPS")
     inside = merged > 0
     step = _stride(merged.shape)
@@ -122,7 +124,7 @@ def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.nda
     return Finding(
         case.name,
         (),
-        (*(scan.sha256 for scan in scans), sha256_of(files_of(case.label))),
+        (*(scan.sha256 for scan in scans), label_digest),
         oriented.size,
         oriented.spacing_mm,
         tuple(percentiles),

@@ -13,7 +13,7 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_case, read_dataset
 from dropgen_rt.train.patients import told
-from dropgen_rt.train.survey import refuse_faults, survey
+from dropgen_rt.train.survey import inspect_case, refuse_faults, survey
 
 
 def describe(folder: Path, **changes: object) -> None:
@@ -358,6 +358,13 @@ def test_all_faults_are_listed_at_once(balls: Path) -> None:
     for wanted in expected:
         assert sum(wanted in line for line in lines) == 1, (wanted, lines)
     assert lines[0].startswith(f"{balls}: {len(lines) - 1} faults found before the first step")
+
+
+def test_a_label_map_in_place_of_its_image_is_a_fault(balls: Path) -> None:
+    shutil.copy(balls / "labelsTr" / "case2.nii.gz", balls / "imagesTr" / "case2_0000.nii.gz")
+    dataset = read_dataset(balls)
+    (fault,) = [fault for case in dataset.cases for fault in inspect_case(case, dataset.table).faults]
+    assert fault == f"{balls / 'imagesTr' / 'case2_0000.nii.gz'}: is the label map itself; name the scan"
 
 
 def test_the_background_may_gather_values(balls: Path) -> None:
