@@ -164,7 +164,8 @@ def _rename_all(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
         raise output_error(targets[done], error) from error
     finally:
         for link in links:
-            link.unlink(missing_ok=True)
+            with suppress(OSError):
+                link.unlink(missing_ok=True)
 
 
 @contextmanager
