@@ -147,6 +147,7 @@ import signal, sys
 from pathlib import Path
 from dropgen_rt.atomic import atomic_group
 finals = [Path(name) for name in sys.argv[1:]]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what they start in the background ignore it
 print("ready", flush=True)
 try:
     while True:
@@ -159,7 +160,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_ctrl_c_finds_all_of_a_group_or_none(tmp_path: Path, seed: int) -> None:
     """A real signal at some moment of a process that replaces two files again and again."""
     finals = [tmp_path / "a.json", tmp_path / "b.json"]
@@ -169,7 +170,7 @@ def test_ctrl_c_finds_all_of_a_group_or_none(tmp_path: Path, seed: int) -> None:
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     time.sleep(np.random.default_rng(seed).uniform(0.01, 0.03))
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 3
+    assert process.wait(60) == 3
     process.stdout.close()
     assert sorted(tmp_path.iterdir()) == finals
     assert finals[0].read_text() == finals[1].read_text() != ""
