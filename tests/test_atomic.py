@@ -170,8 +170,11 @@ def test_ctrl_c_finds_all_of_a_group_or_none(tmp_path: Path, seed: int) -> None:
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     time.sleep(np.random.default_rng(seed).uniform(0.01, 0.03))
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 3
-    process.stdout.close()
+    try:
+        assert process.wait(60) == 3
+    finally:
+        process.kill()
+        process.stdout.close()
     assert sorted(tmp_path.iterdir()) == finals
     assert finals[0].read_text() == finals[1].read_text() != ""
 
