@@ -30,7 +30,7 @@ def draw_curves(rows: Sequence[dict[str, str]], path: Path, image_alone: int = 0
     # A single row is no line.
     left.plot([int(row["step"]) for row in rows], losses, color="tab:blue", marker="" if len(rows) > 1 else "o")
     left.set_xlabel("step")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.set_ylabel("loss", color="tab:blue")
     scored = [row for row in rows if row["dice"]]
     right = left.twinx()
