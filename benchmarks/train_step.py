@@ -82,6 +82,10 @@ def loop(precision: str, device: torch.device, arguments: argparse.Namespace, ou
     inputs = 1 + ANATOMIX.out_channels
     segmentor = UNetConfig(inputs, CLASSES, config.width, config.levels, padding_mode="zeros")
     network = DropGen(segmentor, ANATOMIX, config.drop)
+    # As the reference begins. Ours begins as the image's own: a step whose dropout takes the image sees zeros then, and
+    # batch norms of zeros magnify rounding until nothing can be compared.
+    for layer in network.segmentor.input_layers:
+        layer.reset_parameters()
     layout = torch.channels_last_3d if ours else torch.contiguous_format
     if ours:
         move_to(network, device)
