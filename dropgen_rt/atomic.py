@@ -53,10 +53,10 @@ def atomic_group(finals: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     replaced comes back where the file system knows hard links. Ctrl-C waits until all are renamed.
     """
     targets = [Path(final) for final in finals]
-    temporaries: list[Path] = []
+    temporaries = [_beside(final) for final in targets]  # known before they are made, so that Ctrl-C leaves none
     try:
-        for final in targets:
-            temporaries.append(_create_beside(final))
+        for temporary, final in zip(temporaries, targets, strict=True):
+            _create(temporary, final)
         try:
             yield tuple(temporaries)
         except OSError as error:
@@ -89,7 +89,9 @@ def remove_unfinished(folder: Path, suffix: str, untouched_s: float = 0) -> None
 
 def check_writable(final: Path) -> None:
     """Raise OutputError if no file could be made in this place, so that hours of work do not end there."""
-    _create_beside(final).unlink()
+    temporary = _beside(final)
+    _create(temporary, final)
+    temporary.unlink()
 
 
 def output_error(final: Path, error: OSError) -> OutputError:
@@ -100,16 +102,18 @@ def output_error(final: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {final}: {reason}")
 
 
-def _create_beside(final: Path) -> Path:
+def _beside(final: Path) -> Path:
     # The stem is left out: with it, names near the file system's limit would not fit.
-    temporary = final.parent / f"{_TEMPORARY}{secrets.token_hex(6)}{_suffix(final)}"
+    return final.parent / f"{_TEMPORARY}{secrets.token_hex(6)}{_suffix(final)}"
+
+
+def _create(temporary: Path, final: Path) -> None:
     try:
         if final.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(final))
         temporary.touch(exist_ok=False)
     except OSError as error:
         raise output_error(final, error) from error
-    return temporary
 
 
 def _suffix(path: Path) -> str:
@@ -131,7 +135,8 @@ def _with_final_names(text: str, targets: Sequence[Path], temporaries: Sequence[
     return text
 
 
-def _publish(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
+def _publish(temporaries: list[Path], targets: Sequence[Path]) -> None:
+    """Rename all; ``temporaries`` are none then."""
     for temporary, final in zip(temporaries, targets, strict=True):
         try:
             _sync(temporary)
@@ -139,6 +144,7 @@ def _publish(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
             raise output_error(final, error) from error
     with _ctrl_c_waits():
         _rename_all(temporaries, targets)
+        temporaries.clear()  # or Ctrl-C in the midst of their removal would leave some
     for folder in {final.parent for final in targets}:
         with suppress(OSError):  # some network file systems refuse to sync a folder; the files are in place
             _sync(folder)
@@ -153,7 +159,7 @@ def _rename_all(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
             if len(targets) > 1:
                 with suppress(OSError):  # nothing to replace, or a file system without links
                     link.hardlink_to(final)
-            os.replace(temporary, final)  # noqa: PTH105  the atomic call, by its own name
+            temporary.replace(final)
             done += 1
     except OSError as error:
         for final, link in zip(targets[:done], links[:done], strict=True):
@@ -170,7 +176,10 @@ def _rename_all(temporaries: Sequence[Path], targets: Sequence[Path]) -> None:
 
 @contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C that comes meanwhile is heard afterwards. Only the main thread ever hears it."""
+    """Ctrl-C that comes meanwhile is heard afterwards. Only the main thread ever hears it.
+
+    A mask, as in ``train.parallel``, would not do: any other thread would take the signal.
+    """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield

@@ -11,6 +11,7 @@ from dropgen_rt.errors import MissingInputError, ModelError, UnreadableInputErro
 from dropgen_rt.manifest import Label, SourceRule
 from dropgen_rt.typed_fields import FieldError, is_line, parse_json, read_fields, short
 from dropgen_rt.volume import MAX_LABEL
+from dropgen_rt.words import in_place_of
 
 # Distinguishable on grey images, so none is grey, and for colour-blind eyes (after Paul Tol's "bright" and "muted").
 PALETTE = (
@@ -50,8 +51,7 @@ class LabelTable:
 def read_description(path: Path) -> dict:
     """A ``dataset.json``. Raises MissingInputError or UnreadableInputError."""
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise MissingInputError(f"{path}: {what}; give a data set's dataset.json")
+        raise MissingInputError(f"{path}: {in_place_of(path)}; give a data set's dataset.json")
     try:
         data = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dropgen_rt.errors import MissingInputError, UsageError
+from dropgen_rt.words import in_place_of
 
 
 def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -24,8 +25,7 @@ def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """The options of a TOML file. Raises MissingInputError or UsageError."""
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise MissingInputError(f"{path}: {what}; give a config.toml, such as a run folder holds")
+        raise MissingInputError(f"{path}: {in_place_of(path)}; give a config.toml, such as a run folder holds")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

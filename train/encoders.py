@@ -17,6 +17,7 @@ from dropgen_rt.store import check_name, home, make_folder
 from dropgen_rt.train.checkpoint import load_encoder, save_encoder
 from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, UNet, UNetConfig
 from dropgen_rt.volume import sha256_of
+from dropgen_rt.words import in_place_of
 
 # The encoder that the package carries, and that train takes where none is named.
 DEFAULT_ENCODER = "stable"
@@ -135,8 +136,9 @@ def add(file: Path, name: str | None = None, source: str = "") -> Path:
     MissingModelError, ModelError, UsageError, OutputError.
     """
     if not file.is_file():
-        what = "a folder" if file.is_dir() else "no such file"
-        raise MissingModelError(f"{file}: {what}; give an encoder that dropgen-rt wrote or a published .pth")
+        raise MissingModelError(
+            f"{file}: {in_place_of(file)}; give an encoder that dropgen-rt wrote or a published .pth"
+        )
     chosen = name or file.name.split(".")[0]
     try:
         check_name(chosen, "encoder")

@@ -11,6 +11,7 @@ from pathlib import Path
 from dropgen_rt.errors import MissingInputError, UnreadableInputError
 from dropgen_rt.inspect_file import scan_suffix, scans_in
 from dropgen_rt.volume import stem
+from dropgen_rt.words import in_place_of
 
 SPLITS = {"Tr": "training", "Val": "validation", "Ts": "testing"}
 # What a table's third column may say, in small letters.
@@ -152,8 +153,7 @@ def find_in_table(table: Path, channels: int, synthetic: bool) -> Found:
     UnreadableInputError.
     """
     if not table.is_file():
-        what = "a folder" if table.is_dir() else "no such file"
-        raise MissingInputError(f"{table}: {what}; give a CSV with the columns {', '.join(COLUMNS)}")
+        raise MissingInputError(f"{table}: {in_place_of(table)}; give a CSV with the columns {', '.join(COLUMNS)}")
     rows = _rows(table)
     places = [_absolute(table.parent / row["label"]) for _, row in rows]
     names, patients = _names(places), _patients(places)

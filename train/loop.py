@@ -106,7 +106,6 @@ def train(
     place, console = choose_device(device), console or Console(quiet=True)
     require_sound_gradients(config, place)
     with ranks_of_environment(place.type) as ranks:
-        ranks.share(config.batch)  # refused before anything is read
         dataset = read_dataset(data, split)
         torch.manual_seed(config.seed)
         network = make_network(dataset, config, encoder)

@@ -1,4 +1,4 @@
-"""Golden windows from real scans: of every channel, and with a note that the model file takes."""
+"""Golden windows from scan files, here of noise: of every channel, and with a note that the model file takes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ def test_a_model_of_several_channels_sees_all_of_them(tiny: SimpleNamespace, tmp
 
 @pytest.mark.parametrize("names", [["a\u00a0b.nii.gz"], [f"{'n' * 200}{number}.nii.gz" for number in range(6)]])
 def test_any_names_come_back_from_the_model_file(tiny: SimpleNamespace, tmp_path: Path, names: list[str]) -> None:
+    """In the place of a network stands one that gives its input back; its logits are not what is asked about."""
     manifest: Manifest = tiny.manifest()
     windows, source = golden_windows(manifest, [write_scan(tmp_path / name, 0) for name in names])
     assert source.isprintable() and len(source) <= MAX_TEXT

@@ -83,6 +83,7 @@ def test_a_fault_of_ones_own_is_not_told_as_a_lost_process(said: str, lost: bool
 
 
 def test_an_environment_that_describes_no_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a scheduler may leave it; nothing else is put in the place of anything."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in RENDEZVOUS:
         monkeypatch.delenv(name, raising=False)

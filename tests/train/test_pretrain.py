@@ -94,7 +94,10 @@ def test_pretraining_overwrites_no_run(balls: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == before
 
 
-def test_resumed_pretraining_ends_where_an_unbroken_one_does(balls: Path, tmp_path: Path, monkeypatch) -> None:
+def test_resumed_pretraining_ends_where_an_unbroken_one_does(
+    balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of the encoder's writer stands a Ctrl-C, between the state and the encoder; the rest is real."""
     config = PretrainConfig(3, 4, 16, save_every=1)
     pretrain(balls / "labelsTr", tmp_path / "unbroken.pt", config, lambda line: None, "cpu")
 
