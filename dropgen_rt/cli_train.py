@@ -83,7 +83,7 @@ def train(
         with ranks_of_environment(place.type) as ranks:
             config = configure(
                 data, out, preset=preset, file=file, options=given, assignments=assignments, split=split, cache=cache,
-                workers=workers, console=console, resume=resume, init=init, ranks=ranks,
+                workers=workers, console=console, device=place, resume=resume, init=init, ranks=ranks,
             )  # fmt: skip
             found = encoder_for(config.method, config.encoder or None)
             if first and not there:

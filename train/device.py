@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dropgen_rt.errors import DeviceMemoryError, MemoryLimitError, ResourceError, UsageError
+from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.network import UNet
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -57,6 +58,15 @@ def half_of(device: torch.device, precision: str) -> torch.dtype | None:
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def require_sound_gradients(config: TrainConfig, device: torch.device) -> None:
+    """Raises UsageError where PyTorch's gradients are wrong: see ``layers.Conv3d``, which only ``unet`` is made of."""
+    if device.type == "cpu" and config.precision == "bf16" and config.segmentor != "unet":
+        raise UsageError(
+            f"precision bf16 on a CPU with segmentor {config.segmentor}: PyTorch's gradients are wrong there; "
+            "use --precision fp32, or --segmentor unet"
+        )
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:

@@ -33,7 +33,14 @@ from dropgen_rt.train.assemble import (
 from dropgen_rt.train.batches import batches
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_dataset
-from dropgen_rt.train.device import autocast, choose_device, half_of, memory_told, move_to
+from dropgen_rt.train.device import (
+    autocast,
+    choose_device,
+    half_of,
+    memory_told,
+    move_to,
+    require_sound_gradients,
+)
 from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
@@ -135,15 +142,6 @@ def train(
             run.save_last()  # a full disk shows now, and there is always a checkpoint to go on from
         run.go(sampler, held_out, report, workers)
     return out / "best.pt"
-
-
-def require_sound_gradients(config: TrainConfig, device: torch.device) -> None:
-    """Raises UsageError where PyTorch's gradients are wrong: see ``layers.Conv3d``, which only ``unet`` is made of."""
-    if device.type == "cpu" and config.precision == "bf16" and config.segmentor != "unet":
-        raise UsageError(
-            f"precision bf16 on a CPU with segmentor {config.segmentor}: PyTorch's gradients are wrong there; "
-            "use --precision fp32, or --segmentor unet"
-        )
 
 
 class Run:

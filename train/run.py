@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import ModelError, UsageError
@@ -13,6 +15,7 @@ from dropgen_rt.train.assemble import trained_choices, trained_steps
 from dropgen_rt.train.config import MOST_LEVELS, TrainConfig, build_config, preset_for
 from dropgen_rt.train.config_text import parse_assignments, read_toml
 from dropgen_rt.train.dataset import Dataset, read_dataset
+from dropgen_rt.train.device import require_sound_gradients
 from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.fingerprint import Fingerprint
 from dropgen_rt.train.patients import told
@@ -40,6 +43,7 @@ def configure(
     cache: Path | None,
     workers: int | None,
     console: Console,
+    device: torch.device,
     resume: bool = False,
     init: Path | None = None,
     ranks: Ranks | None = None,
@@ -69,9 +73,11 @@ def configure(
     for line in _not_as_asked(wanted, _named(given[-2:])):  # a file's are those of another run
         console.line(line)
     dataset, ranks = read_dataset(data, split), ranks or Ranks()
-    dataset.few(wanted.subjects, wanted.seed)  # refused before every file is read, as is what ranks cannot share
+    # Refused before every file is read:
+    dataset.few(wanted.subjects, wanted.seed)
     ranks.share(wanted.batch)
-    check_writable(make_folder(out) / "config.toml")  # before every file is read
+    require_sound_gradients(wanted, device)
+    check_writable(make_folder(out) / "config.toml")
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
         for name in sorted(_named(given[-2:]) & {"augment", "coverage"}):
             console.line(f"{name}: of no use here, images are synthesised as synthesis.toml says")

@@ -15,11 +15,13 @@ from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import read_dataset
 from dropgen_rt.train.run import configure
 
+CPU = torch.device("cpu")
+
 
 def chosen(balls: Path, tmp_path: Path, assignments: list[str], **options: Any) -> TrainConfig:
     return configure(
         balls, tmp_path / "run", preset="tiny", file=None, options={"window": (16, 16, 16)} | options,
-        assignments=assignments, split=None, cache=tmp_path / "cache", workers=1, console=Console(False),
+        assignments=assignments, split=None, cache=tmp_path / "cache", workers=1, console=Console(False), device=CPU,
     )  # fmt: skip
 
 
@@ -115,11 +117,17 @@ def test_one_image_on_two_sides_and_a_label_that_no_training_case_has_are_told(
     ]
 
 
+def test_precision_that_is_refused_is_refused_before_files_are_read(balls: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="bf16 on a CPU with segmentor dynunet"):
+        chosen(balls, tmp_path, [], precision="bf16", segmentor="dynunet")
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("levels", [3, 5, 6])
 def test_a_presets_window_fits_other_levels(balls: Path, tmp_path: Path, levels: int) -> None:
     config = configure(
         balls, tmp_path / "run", preset="tiny", file=None, options={"levels": levels}, assignments=[], split=None,
-        cache=tmp_path / "cache", workers=1, console=Console(True),
+        cache=tmp_path / "cache", workers=1, console=Console(True), device=CPU,
     )  # fmt: skip
     assert all(edge % 2**levels == 0 for edge in config.window)
 
@@ -129,7 +137,7 @@ def test_suggested_windows_suit_the_norms(balls: Path, tmp_path: Path, norm: str
     """Five levels, scans of 24 x 22 x 20: one voxel at the bottleneck is too few for an instance norm."""
     config = configure(
         balls, tmp_path / "run", preset="paper", file=None, options={"norm": norm}, assignments=[], split=None,
-        cache=tmp_path / "cache", workers=1, console=Console(True),
+        cache=tmp_path / "cache", workers=1, console=Console(True), device=CPU,
     )  # fmt: skip
     assert config.window == (smallest,) * 3
 
