@@ -166,6 +166,8 @@ def make_network(data: Data, encoder: UNet, name: str, seed: int, arguments: arg
     scale = image_first(name, arguments).get("feature_scale", 1.0)
     method = kind.replace("image-first", "dropgen")
     network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), method, scale)
+    if image_first(name, arguments):
+        network.start_from_the_image()
     if network.encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
     move_to(network, data.device)

@@ -24,7 +24,7 @@ from dropgen_rt.train.device import autocast, choose_device, move_to
 from dropgen_rt.train.layers import BatchNorm3d
 from dropgen_rt.train.loop import fast_cpu
 from dropgen_rt.train.losses import make_loss
-from dropgen_rt.train.network import ANATOMIX, DropGen, UNetConfig
+from dropgen_rt.train.network import ANATOMIX, PADDINGS, DropGen, segmentor_config
 
 CLASSES = 4
 # Losses of the same steps in the two loops, relative: convolutions sum in another order, bf16 keeps eight bits.
@@ -39,13 +39,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--levels", type=int, default=4)
+    parser.add_argument("--padding", choices=PADDINGS, default="reflect", help="Of the segmentor; paper: reflect.")
     parser.add_argument("--steps", type=int, default=5, help="Timed steps of each loop, taken in turns.")
     parser.add_argument("--precisions", nargs="+", choices=SAME, default=list(SAME))
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     rows = {precision: compare(precision, device, arguments) for precision in arguments.precisions}
-    shape = {key: getattr(arguments, key) for key in ("edge", "batch", "width", "levels", "steps", "compile")}
+    shape = {
+        key: getattr(arguments, key) for key in ("edge", "batch", "width", "levels", "padding", "steps", "compile")
+    }
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     write(arguments.out, {"device": name, "torch": torch.__version__, **shape, "precisions": rows})
 
@@ -80,12 +83,8 @@ def loop(precision: str, device: torch.device, arguments: argparse.Namespace, ou
     torch.manual_seed(0)
     config = TrainConfig(width=arguments.width, levels=arguments.levels, window=(arguments.edge,) * 3)
     inputs = 1 + ANATOMIX.out_channels
-    segmentor = UNetConfig(inputs, CLASSES, config.width, config.levels, padding_mode="zeros")
+    segmentor = segmentor_config(inputs, CLASSES, config.width, config.levels, padding=arguments.padding)
     network = DropGen(segmentor, ANATOMIX, config.drop)
-    # As the reference begins. Ours begins as the image's own: a step whose dropout takes the image sees zeros then, and
-    # batch norms of zeros magnify rounding until nothing can be compared.
-    for layer in network.segmentor.input_layers:
-        layer.reset_parameters()
     layout = torch.channels_last_3d if ours else torch.contiguous_format
     if ours:
         move_to(network, device)

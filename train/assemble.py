@@ -42,13 +42,15 @@ def make_network(dataset: Dataset, config: TrainConfig, encoder_path: Path | Non
     classes = len(dataset.labels) + 1
     segmentor: UNetConfig | MonaiConfig
     if config.segmentor == "unet":
-        segmentor = segmentor_config(inputs, classes, config.width, config.levels, config.norm)
+        segmentor = segmentor_config(inputs, classes, config.width, config.levels, config.norm, config.padding)
     else:
         segmentor = MonaiConfig(config.segmentor, inputs, classes, config.width, config.levels)
     network = DropGen(
         segmentor, encoder.config if encoder else None, config.channel_drop, config.method, config.feature_scale
     )
     network.check_window(config.window)
+    if config.image_first:
+        network.start_from_the_image()
     if network.encoder is not None and encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
     return network
@@ -65,14 +67,14 @@ def _encoder(config: TrainConfig, path: Path | None) -> UNet | None:
 
 
 def trained_choices(path: Path) -> dict[str, Any]:
-    """Of a checkpoint's network what a preset chooses, too: the features' scale, and the norm of our own segmentor.
+    """Of a checkpoint's network what a preset chooses, too: the features' scale, our own segmentor's norm and padding.
 
     Raises MissingModelError or ModelError.
     """
     network, _ = load_network(path)
     segmentor = network.segmentor.config
-    norm = {"norm": segmentor.norm} if isinstance(segmentor, UNetConfig) else {}
-    return {"feature_scale": network.feature_scale} | norm
+    own = {"norm": segmentor.norm, "padding": segmentor.padding_mode} if isinstance(segmentor, UNetConfig) else {}
+    return {"feature_scale": network.feature_scale} | own
 
 
 def trained_steps(path: Path) -> int:

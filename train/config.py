@@ -11,7 +11,7 @@ from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import DropgenError, UsageError
 from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.config_text import merge, to_toml
-from dropgen_rt.train.network import METHODS, NORMS, Method, Norm
+from dropgen_rt.train.network import METHODS, NORMS, PADDINGS, Method, Norm, Padding
 from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
 
 LossKind = Literal["dice_ce", "dice_focal", "tversky", "ce"]
@@ -94,6 +94,7 @@ class TrainConfig:
     seed: int = 0
     segmentor: SegmentorKind = "unet"
     norm: Norm = "batch"  # of the segmentor "unet"; instance norms see one crop, batch norms all; paper: batch
+    padding: Padding = "zeros"  # beyond the borders of the segmentor "unet"; paper: reflect
     loss: LossKind = "dice_ce"
     precision: Precision = "auto"  # bf16 on a GPU, fp32 on a CPU; paper: bf16
     compile: bool = False
@@ -155,10 +156,12 @@ class TrainConfig:
         for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise UsageError(f"{name} {getattr(self, name)!r}: accepted are {', '.join(accepted)}")
-        if self.norm != "batch" and self.segmentor != "unet":
-            raise UsageError(
-                f"norm {self.norm!r}: {self.segmentor} has norms of its own; give --norm batch, or --segmentor unet"
-            )
+        for name, plain in (("norm", "batch"), ("padding", "zeros")):
+            if getattr(self, name) != plain and self.segmentor != "unet":
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r}: {self.segmentor} has {name}s of its own; give --{name} {plain}, "
+                    "or --segmentor unet"
+                )
 
     def _check_image_and_features(self) -> None:
         if not 0 <= self.image_first < 1:
@@ -211,7 +214,8 @@ WITH_BOTH = ("dropgen", "concat")
 IMAGE_FIRST: dict[str, Any] = {"image_first": 0.7, "feature_scale": 0.1, "settle": 0.1}
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS, "segmentor": SEGMENTORS, "norm": NORMS, "loss": LOSSES, "precision": PRECISIONS,
+    "method": METHODS, "segmentor": SEGMENTORS, "norm": NORMS, "padding": PADDINGS, "loss": LOSSES,
+    "precision": PRECISIONS,
 }  # fmt: skip
 
 # What a preset sets beside the defaults; ``window`` is the largest, the data set's own size may ask for less.
@@ -229,7 +233,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "paper": {
         "steps": 250_000, "batch": 4, "window": (128, 128, 128), "width": 20, "levels": 5, "learning_rate": 2e-4,
-        "validate_every": 1000, "precision": "bf16",
+        "validate_every": 1000, "precision": "bf16", "padding": "reflect",
     },
 }  # fmt: skip
 
@@ -239,9 +243,9 @@ def preset_for(
 ) -> dict[str, Any]:
     """What preset ``name`` sets below the layers ``given``.
 
-    Methods without image or features have no order of the two, and MONAI's segmentors norms of their own. Weights to
-    start from know features already: ``trained`` is how their network scales these, and its norm. Raises UsageError for
-    an unknown name.
+    Methods without image or features have no order of the two, and MONAI's segmentors norms and borders of their own.
+    Weights to start from know features already: ``trained`` is how their network scales these, and its norm and
+    padding. Raises UsageError for an unknown name.
     """
     if name not in PRESETS:
         raise UsageError(f"preset {name!r}: accepted are {', '.join(PRESETS)}")
@@ -252,7 +256,7 @@ def preset_for(
         chosen = _without(IMAGE_FIRST, chosen)
     chosen = chosen | dict(trained or {})
     if named.get("segmentor", TrainConfig.segmentor) != "unet":
-        chosen = _without(("norm",), chosen)
+        chosen = _without(("norm", "padding"), chosen)
     return chosen if both else _without(("feature_scale",), chosen)
 
 

@@ -71,7 +71,7 @@ class Fingerprint:
             ),
             target_spacing_mm=_target(spacings, medians),
             size=_whole(np.median(sizes, 0)),
-            extent_mm=_rounded(np.median(sizes * spacings, 0)),
+            extent_mm=_exact(np.median(sizes * spacings, 0)),
             intensities=tuple(
                 tuple(float(f"{value:.5g}") for value in row)
                 for row in np.median(np.array([finding.percentiles for finding in findings]), 0)
@@ -126,7 +126,8 @@ class Fingerprint:
 
     def window(self, voxels: int, stride: int, smallest: int, spacing_mm: Sequence[float]) -> tuple[int, int, int]:
         """(z, y, x): the median scan where ``voxels`` allows, else its longest edges cut; multiples of ``stride``."""
-        wanted = [extent / mm for extent, mm in zip(self.extent_mm[::-1], tuple(spacing_mm)[::-1], strict=True)]
+        # Whole voxels, as the working grid has them: of a hundredth more another stride would be padding.
+        wanted = [round(extent / mm) for extent, mm in zip(self.extent_mm[::-1], tuple(spacing_mm)[::-1], strict=True)]
         edges = [max(math.ceil(edge / stride) * stride, smallest) for edge in wanted]
         while math.prod(edges) > voxels and max(edges) > smallest:
             # The edge that covers its axis best gives way first.
@@ -181,6 +182,12 @@ def _target(spacings: np.ndarray, medians: np.ndarray) -> tuple[float, float, fl
 def _rounded(values: np.ndarray) -> tuple[float, float, float]:
     """Three significant digits: 0.7199997 is a header's rounding of 0.72."""
     x, y, z = (float(f"{value:.3g}") for value in values)
+    return x, y, z
+
+
+def _exact(values: np.ndarray) -> tuple[float, float, float]:
+    """Six significant digits: divided by a spacing they tell whole voxels."""
+    x, y, z = (float(f"{value:.6g}") for value in values)
     return x, y, z
 
 

@@ -19,6 +19,8 @@ Method = Literal["dropgen", "erm", "features", "concat"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Norm = Literal["batch", "instance"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+Padding = Literal["zeros", "reflect"]
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
 
 # The feature normalisation's epsilon of the reference; part of the model's definition, not a tuning knob.
 INSTANCE_NORM_EPS = 1e-5
@@ -38,7 +40,7 @@ class UNetConfig:
     pool: Literal["max", "average"] = "max"
     upsample: Literal["nearest", "trilinear"] = "nearest"
     conv_bias: bool = False
-    padding_mode: Literal["reflect", "zeros"] = "reflect"
+    padding_mode: Padding = "reflect"
     affine: bool = False  # of instance norms: scale and shift are learnt; batch norms always learn them
 
     @property
@@ -57,9 +59,15 @@ class UNetConfig:
         return max(self.smallest_edge, self.stride * (2 if self.norm == "instance" else 1))
 
 
-def segmentor_config(inputs: int, classes: int, width: int, levels: int, norm: Norm = "batch") -> UNetConfig:
-    """The reference's segmentor, or the same with instance norms as nnU-Net has them: scale and shift are learnt."""
-    return UNetConfig(inputs, classes, width, levels, norm, padding_mode="zeros", affine=norm == "instance")
+def segmentor_config(
+    inputs: int, classes: int, width: int, levels: int, norm: Norm = "batch", padding: Padding = "zeros"
+) -> UNetConfig:
+    """The reference's segmentor where batch norms and reflected borders are asked for.
+
+    Zeros beyond the borders are faster, and take smaller windows. Instance norms are as nnU-Net has them: scale and
+    shift are learnt.
+    """
+    return UNetConfig(inputs, classes, width, levels, norm, padding_mode=padding, affine=norm == "instance")
 
 
 ANATOMIX = UNetConfig()
@@ -198,20 +206,18 @@ class DropGen(nn.Module):
         self.encoder = UNet(encoder) if encoder is not None else None
         if self.encoder is not None:
             self.encoder.requires_grad_(False)
-            features = self.encoder.config.out_channels
-            if method != "features":
-                # c images make c * (1 + features) channels
-                self._start_from_the_image(segmentor.in_channels // (1 + features))
             self.feature_norm = nn.InstanceNorm3d(self.encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
 
-    def _start_from_the_image(self, images: int) -> None:
+    def start_from_the_image(self) -> None:
         """Zero the first layers' feature weights: the segmentor begins as the image's own and takes features in.
 
-        Sixteen standardised features otherwise drown one image, and a short training sees little but them. The image's
-        weights are drawn for all inputs together, small; they get the size that the image alone would have had, or the
-        first steps, as large as they are, would throw them about.
+        For trainings on the image first. Sixteen standardised features otherwise drown one image, and a short training
+        sees little but them. The image's weights are drawn for all inputs together, small; they get the size that the
+        image alone would have had, or the first steps, as large as they are, would throw them about.
         """
+        assert self.encoder is not None and self.method != "features"
         inputs = self.segmentor.config.in_channels
+        images = inputs // (1 + self.encoder.config.out_channels)  # c images make c * (1 + features) channels
         for layer in self.segmentor.input_layers:
             assert isinstance(layer, nn.Conv3d) and layer.in_channels == inputs
             with torch.no_grad():

@@ -50,8 +50,8 @@ def configure(
 ) -> TrainConfig:
     """The config of a run: preset, then the data set's fingerprint, then file, options and assignments.
 
-    With ``init``, the checkpoint that it starts from, features are scaled and norms are as they are there, unless told
-    otherwise. Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Of several
+    With ``init``, the checkpoint that it starts from, features are scaled and norms and padding are as they are there,
+    unless told otherwise. Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Of several
     processes, ``ranks``, the first one looks at the data set. Raises InputError with every fault of the data set,
     ModelError for a broken checkpoint, or UsageError.
     """
@@ -180,8 +180,9 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
     stride = max(2**wanted.levels, SWIN_STRIDE if wanted.segmentor == "swinunetr" else 0, ENCODER_STRIDE)
     voxels = wanted.window[0] * wanted.window[1] * wanted.window[2]
     given_window = wanted.window if "window" in named else None
-    # Norms that see one crop need two voxels along each axis at the bottleneck.
-    smallest = stride if (wanted.segmentor, wanted.norm) == ("unet", "batch") else 2 * stride
+    # Norms that see one crop, and reflected borders, need two voxels along each axis at the bottleneck.
+    one_will_do = (wanted.segmentor, wanted.norm, wanted.padding) == ("unet", "batch", "zeros")
+    smallest = stride if one_will_do else 2 * stride
     bounds = voxels, stride, max(SMALLEST_EDGE, smallest)
     spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage, given_window)
     intensity = _intensity(found, given)

@@ -30,26 +30,30 @@ def test_the_method_is_dropgen_unless_named() -> None:
 
 
 def test_weights_to_start_from_know_features_already() -> None:
-    config = build_config(preset_for("tiny", [], trained={"feature_scale": 0.3, "norm": "batch"}))
+    config = build_config(preset_for("tiny", [], trained={"feature_scale": 0.3, "norm": "batch", "padding": "reflect"}))
     assert (config.image_first, config.feature_scale, config.settle) == (0.0, 0.3, 0.0)
-    assert config.norm == "batch"
+    assert (config.norm, config.padding) == ("batch", "reflect")
     image_alone = preset_for("tiny", [{"method": "erm"}], {"feature_scale": 1.0, "norm": "instance"})
     assert build_config({"method": "erm"}, image_alone).norm == "instance"
 
 
-def test_norms_of_monais_segmentors_are_their_own() -> None:
+def test_norms_and_borders_of_monais_segmentors_are_their_own() -> None:
     given = [{"segmentor": "unet"}, {"segmentor": "dynunet"}]  # a file's, and an option over it
     config = build_config(preset_for("tiny", given), *given)
     assert (config.segmentor, config.norm, config.width) == ("dynunet", "batch", PRESETS["tiny"]["width"])
     assert "norm" in preset_for("tiny", given[::-1])
     with pytest.raises(UsageError, match="norm 'instance': dynunet has norms of its own; give --norm batch"):
         TrainConfig(norm="instance", segmentor="dynunet")
+    assert build_config(preset_for("paper", given), *given).padding == "zeros"  # the word for none of ours
+    with pytest.raises(UsageError, match="padding 'reflect': dynunet has paddings of its own; give --padding zeros"):
+        TrainConfig(padding="reflect", segmentor="dynunet")
 
 
 def test_the_paper_preset_is_the_papers() -> None:
     config = build_config(PRESETS["paper"])
     assert (config.steps, config.batch, config.width, config.levels, config.learning_rate) == (250_000, 4, 20, 5, 2e-4)
     assert (config.drop, config.weight_decay, config.precision, config.validate_every) == (0.75, 1e-5, "bf16", 1000)
+    assert (config.norm, config.padding, config.image_first, config.feature_scale) == ("batch", "reflect", 0.0, 1.0)
     assert (config.augment.probability, config.augment.rotation_degrees) == (0.33, 45.0)
 
 

@@ -148,3 +148,11 @@ def test_a_thinner_slice_is_rounded_so_that_no_further_edge_is_needed() -> None:
     spacing = found.spacing(96**3, 16, SMALLEST, 0.0)
     assert spacing == (1.5, 1.5, 2.32)
     assert found.window(96**3, 16, SMALLEST, spacing) == (32, 96, 96)
+
+
+@pytest.mark.parametrize("edge", [32, 48, 64, 80, 112])
+@pytest.mark.parametrize("mm", [0.5469, 0.7031, 0.7422, 0.8594, 0.9375, 1.0938, 1.7188])
+def test_a_window_of_a_scan_of_whole_strides_is_the_scan(edge: int, mm: float) -> None:
+    """Rounded for a person, size and spacing are up to a hundredth off: none of that is another stride of padding."""
+    found = of_extent((edge,) * 3, (mm,) * 3)
+    assert found.window(128**3, 16, SMALLEST, found.spacing(128**3, 16, SMALLEST, 0.0)) == (edge,) * 3

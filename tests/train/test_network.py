@@ -11,10 +11,12 @@ from shared_data import SHARED, needs
 from tolerances import JOINED_TAPS, NETWORK_ORACLE, NORMALISED_ORACLE
 
 from dropgen_rt.errors import UsageError
-from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild
+from dropgen_rt.train.config import build_config, preset_for
+from dropgen_rt.train.network import ANATOMIX, ANATOMIX_DEV, DropGen, UNet, UNetConfig, rebuild, segmentor_config
 from dropgen_rt.train.segmentors import MonaiConfig, SegmentorKind
 
-SEGMENTOR = UNetConfig(in_channels=17, out_channels=4, width=20, levels=5)
+PAPER = build_config(preset_for("paper", []))
+SEGMENTOR = segmentor_config(17, 4, PAPER.width, PAPER.levels, PAPER.norm, PAPER.padding)
 SMALL = UNetConfig(width=4, levels=2, padding_mode="zeros")
 
 
@@ -225,7 +227,10 @@ def test_output_has_the_input_grid() -> None:
 
 def test_segmentor_begins_as_the_images_own() -> None:
     """Without features, and with weights as large as PyTorch draws them for one input: up to 1 / sqrt(3 * 3 * 3)."""
-    first = dropgen().segmentor.model[0].weight
+    network = dropgen()
+    first = network.segmentor.model[0].weight
+    assert first.abs().min() > 0 and first.abs().max() <= 1 / (17 * 27) ** 0.5  # as published, unless it is asked for
+    network.start_from_the_image()
     assert first[:, 1:].abs().max() == 0
     assert 0.9 / 27**0.5 < first[:, :1].abs().max() <= 1 / 27**0.5
 
@@ -237,8 +242,9 @@ def test_segmentor_begins_as_the_images_own() -> None:
 def test_of_monais_networks_only_what_sees_the_input_begins_so(kind: SegmentorKind, width: int, layers: int) -> None:
     """With 17 inputs and a width of 17 other layers, too, have 17 inputs."""
     encoder = UNetConfig(out_channels=16, width=2, levels=2, padding_mode="zeros")
-    segmentor = DropGen(MonaiConfig(kind, 17, 3, width, levels=3), encoder).segmentor
-    kernels = [layer.weight for layer in segmentor.modules() if isinstance(layer, torch.nn.Conv3d)]
+    network = DropGen(MonaiConfig(kind, 17, 3, width, levels=3), encoder)
+    network.start_from_the_image()
+    kernels = [layer.weight for layer in network.segmentor.modules() if isinstance(layer, torch.nn.Conv3d)]
     assert sum(bool((weight[:, 1:] == 0).all()) for weight in kernels if weight.shape[1] > 1) == layers
 
 

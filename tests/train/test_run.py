@@ -71,6 +71,14 @@ def test_a_width_that_a_segmentor_does_not_take_is_told(
     assert first.out_channels == (made or width)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_training_on_the_image_first_begins_as_the_images_own(balls: Path, encoder: Path, share: float) -> None:
+    """Any other begins as published: with features as large as the image."""
+    config = TrainConfig(window=(16,) * 3, levels=2, image_first=share)
+    first = make_network(read_dataset(balls), config, encoder).segmentor.input_layers[0].weight
+    assert bool((first[:, 1:] == 0).all()) == (share > 0) == (not (first != 0).all())
+
+
 @pytest.mark.parametrize(("kind", "told"), [("swinunetr", True), ("segresnet", False)])
 def test_levels_that_a_segmentor_does_not_take_are_told(
     balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, told: bool
@@ -132,12 +140,16 @@ def test_a_presets_window_fits_other_levels(balls: Path, tmp_path: Path, levels:
     assert all(edge % 2**levels == 0 for edge in config.window)
 
 
-@pytest.mark.parametrize(("norm", "smallest"), [("batch", 32), ("instance", 64)])
-def test_suggested_windows_suit_the_norms(balls: Path, tmp_path: Path, norm: str, smallest: int) -> None:
-    """Five levels, scans of 24 x 22 x 20: one voxel at the bottleneck is too few for an instance norm."""
+@pytest.mark.parametrize(
+    ("norm", "padding", "smallest"), [("batch", "zeros", 32), ("batch", "reflect", 64), ("instance", "zeros", 64)]
+)
+def test_suggested_windows_suit_norms_and_borders(
+    balls: Path, tmp_path: Path, norm: str, padding: str, smallest: int
+) -> None:
+    """Five levels, scans of 24 x 22 x 20: one voxel at the bottleneck is too few for instance norms or to reflect."""
     config = configure(
-        balls, tmp_path / "run", preset="paper", file=None, options={"norm": norm}, assignments=[], split=None,
-        cache=tmp_path / "cache", workers=1, console=Console(True), device=CPU,
+        balls, tmp_path / "run", preset="paper", file=None, options={"norm": norm, "padding": padding}, assignments=[],
+        split=None,        cache=tmp_path / "cache", workers=1, console=Console(True), device=CPU,
     )  # fmt: skip
     assert config.window == (smallest,) * 3
 
