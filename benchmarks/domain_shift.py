@@ -166,7 +166,7 @@ def make_network(data: Data, encoder: UNet, name: str, seed: int, arguments: arg
     scale = image_first(name, arguments).get("feature_scale", 1.0)
     method = kind.replace("image-first", "dropgen")
     network = DropGen(segmentor, encoder.config if features else None, float(drop or 0), method, scale)
-    if image_first(name, arguments):
+    if image_first(name, arguments).get("image_first"):  # as ``train`` does
         network.start_from_the_image()
     if network.encoder is not None:
         network.encoder.load_state_dict(encoder.state_dict())
@@ -334,10 +334,10 @@ def how(run: dict) -> tuple[float, ...]:
     return tuple(run["note"][key] for key in IMAGE_FIRST if key in run["note"])
 
 
-def spread(values: list) -> dict[str, float | None]:
-    """Mean and standard deviation over seeds; of one seed there is none."""
+def spread(values: list) -> dict[str, object]:
+    """Mean and standard deviation over seeds, of one seed there is none, and the value of each."""
     sd = round(float(np.std(values, ddof=1)), 4) if len(values) > 1 else None
-    return {"mean": round(float(np.mean(values)), 4), "sd": sd}
+    return {"mean": round(float(np.mean(values)), 4), "sd": sd, "values": [round(float(value), 4) for value in values]}
 
 
 def draw(tables: dict, path: Path) -> None:

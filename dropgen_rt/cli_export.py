@@ -7,6 +7,7 @@ import click
 
 from dropgen_rt.components import COMPONENTS
 from dropgen_rt.errors import UsageError
+from dropgen_rt.store import check_name
 from dropgen_rt.survey import require_extra
 from dropgen_rt.windows import BLENDS, PLACEMENTS
 
@@ -89,6 +90,10 @@ def export(
         assert source is not None
         made, rows = convert(source, manifest, out, options)
     click.echo(f"{made.name}: {len(made.labels)} labels, window {made.window}, spacing {made.spacing_mm} mm")
+    try:
+        check_name(made.name)
+    except UsageError as error:  # infer takes the file all the same
+        click.echo(f"warning: {error}; build-engine will need --name")
     for row in rows:
         click.echo(row.text())
     if not given["golden"]:

@@ -115,8 +115,9 @@ def evaluate_files(
             yield f"nan     {name}, in no map"
             continue
         missing = in_one_map_only(some)
+        distance = mean_of([score.hd95_mm for score in some])
         line = f"{mean_of([score.dice for score in some]):.4f}  {name}"
-        line += f", HD95 {mean_of([score.hd95_mm for score in some]):.2f} mm" if missing < len(some) else ""
+        line += f", HD95 {distance:.2f} mm" if math.isfinite(distance) else ""
         line += f", surface Dice {mean_of([score.surface_dice for score in some]):.4f}"
         yield line + (f", in one map only: {missing}" if missing else "")
     if out is not None:

@@ -61,7 +61,8 @@ def _fields(path: Path, head: bytes) -> tuple[dict[str, str], int]:
     if not re.match(rb"NRRD000\d\r?\n", head):
         raise not_an_image(path, "no NRRD signature")
     blank = re.search(rb"\r?\n\r?\n", head)
-    text = head[: blank.start() if blank else len(head)].decode("latin-1")
+    # Of a header beside its data the end is the file's, with or without a blank line.
+    text = head[: blank.start() if blank else len(head)].decode("latin-1").rstrip("\r\n")
     fields = {}
     # Not splitlines(): in UTF-8 some letters hold a byte that it takes for the end of a line.
     for line in text.split("\n")[1:]:

@@ -112,6 +112,13 @@ def folders(tmp_path, predictions, labels):
     return tmp_path / "p", tmp_path / "l"
 
 
+def test_no_mean_of_distances_where_no_case_has_any(tmp_path):
+    """One case has the label in neither map, the other in one only."""
+    pair = folders(tmp_path, {"a": line(1), "b": line(1)}, {"a": line(1), "b": line(2)})
+    table = list(evaluate_files(*pair, None, None))
+    assert "0.0000  label 2, surface Dice 0.0000, in one map only: 1" in table
+
+
 def test_two_folders_are_compared_subject_by_subject(tmp_path):
     predictions = {"a_seg": line(1, 1, 0, 0), "b": line(1, 0, 2, 0), "extra": line(1)}
     pair = folders(tmp_path, predictions, {"a": line(1, 1, 0, 2), "b": line(0, 1, 2, 0)})

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.errors import GeometryError, InputError, MissingInputError, OutputError, UnsuitableInputError
 from dropgen_rt.geometry import Geometry
@@ -129,6 +130,17 @@ def test_detached_scans(make: SimpleNamespace, tmp_path: Path) -> None:
         assert_known(read_volume(tmp_path / name), make)
     whole = headers["raw.mhd"] + make.voxels()
     assert read_scan(tmp_path / "raw.mhd").sha256 == hashlib.sha256(whole).hexdigest()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_detached_scans_as_simpleitk_writes_them(
+    make: SimpleNamespace, tmp_path: Path, suffix: str, compressed: bool
+) -> None:
+    """Its NRRD headers end without a blank line."""
+    (tmp_path / "a.nii").write_bytes(make.nifti())
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "a.nii"), tmp_path / f"b{suffix}", compressed)
+    assert_known(read_volume(tmp_path / f"b{suffix}"), make)
 
 
 @pytest.mark.parametrize(("suffix", "coding"), [(".mhd", "utf-8"), (".nhdr", "utf-8"), (".mhd", "latin-1")])

@@ -29,6 +29,12 @@ MOST_IN_STEP = 3.4e38
 MOST_OF_RANGE = {"gibbs": 1.0, "bias_field": 4.0}
 
 
+def check_seed(seed: int) -> None:
+    """Raises UsageError for one that PyTorch or NumPy does not take."""
+    if not 0 <= seed <= MOST_SEED:
+        raise UsageError(f"seed {seed}: accepted is a whole number from 0 to {MOST_SEED}")
+
+
 @dataclass(frozen=True)
 class AugmentConfig:
     """Each kind happens with ``probability``; the ranges are the reference's. Zero or 1 … 1 switches a kind off.
@@ -149,8 +155,7 @@ class TrainConfig:
                 f"learning_rate {self.learning_rate:g} with weight_decay {self.weight_decay:g}: a step would pass what "
                 "float32 holds; give smaller ones"
             )
-        if not 0 <= self.seed <= MOST_SEED:
-            raise UsageError(f"seed {self.seed}: accepted is a whole number from 0 to {MOST_SEED}")
+        check_seed(self.seed)
 
     def _check_choices(self) -> None:
         for name, accepted in CHOICES.items():

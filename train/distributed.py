@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dropgen_rt.errors import ResourceError, UsageError
+from dropgen_rt.train.layers import BatchNorm3d
 
 Value = TypeVar("Value")
 # The first process may prepare a large data set while the others wait.
@@ -143,26 +144,14 @@ def gather_batch(own: Tensor, ranks: Ranks) -> Tensor:
     return whole
 
 
-class SharedBatchNorm(nn.BatchNorm3d):
+class SharedBatchNorm(BatchNorm3d):
     """A batch norm whose statistics are those of all processes. PyTorch's own needs CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        values = x.float()
-        axes = (0, 2, 3, 4)
-        count = values.numel() // values.shape[1] * dist.get_world_size()
-        sums: Tensor = _Sum.apply(torch.stack([values.sum(axes), (values * values).sum(axes)]))
-        mean = sums[0] / count
-        variance = (sums[1] / count - mean * mean).clamp_min(0)
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            momentum = self.momentum or 0.0
-            self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)  # type: ignore[union-attr]
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shape = (1, -1, 1, 1, 1)
-        return (values * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+        return self.by_sums(x) if self.training else super().forward(x)
+
+    def of_all(self, sums: Tensor, count: int) -> tuple[Tensor, int]:
+        return _Sum.apply(sums), count * dist.get_world_size()
 
 
 def share_batch_norms(network: nn.Module, ranks: Ranks) -> None:

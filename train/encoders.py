@@ -162,7 +162,8 @@ def read_any(file: Path) -> tuple[UNet, dict, bool]:
     except Exception as error:  # the unpickler meets foreign bytes with whatever error they lead it to
         raise ModelError(f"{file}: not a checkpoint of tensors and plain values; it was not opened further") from error
     if isinstance(content, dict) and "format" in content:
-        return load_encoder(file), content.get("provenance", {}), True
+        note = content.get("provenance")
+        return load_encoder(file), note if isinstance(note, dict) else {}, True
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ModelError(f"{file}: neither an encoder of dropgen-rt nor a state dict; give one of the two")
     state = {key.removeprefix(COMPILED_PREFIX): value for key, value in content.items()}

@@ -85,6 +85,12 @@ def _composed(path: Path) -> str:
 
 
 def _lacking(label: Path, by_stem: dict[str, Path], channels: int, short: str) -> str:
+    """What to do where a label map has not all of its images."""
+    if channels > 1 and _composed(label) in by_stem:
+        return (
+            f"{by_stem[_composed(label)]}: one file for {channels} channels; save each by itself, as "
+            f"{_composed(label)}_0000{scan_suffix(label)} and so on"
+        )
     wanted = [f"{_composed(label)}_{index:04d}" for index in range(channels)]
     missing = [name for name in wanted if name not in by_stem]
     named = missing[0] if len(missing) == 1 else f"{missing[0]} … {missing[-1]}"

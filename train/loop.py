@@ -173,6 +173,10 @@ class Run:
                 f"{path}: holds no state to go on from, as a best.pt does not; give a folder whose last.pt the run "
                 "wrote itself, or start another run from these weights by --init"
             )
+        with checkpoint.rebuilding(path, "give the options and the encoder of then, or another --out"):
+            return self._take_up(path, content)
+
+    def _take_up(self, path: Path, content: dict) -> str:
         changed = _changed(content["config"], self.config.summary())
         if changed:
             raise UsageError(f"{path}: was trained with other options ({changed}); give the same, or another --out")
@@ -187,8 +191,7 @@ class Run:
                 f"{path}: was trained on other cases, labels or channels; give the DATA and --split of then, or "
                 "another --out"
             )
-        with checkpoint.rebuilding(path, "give the options and the encoder of then, or another --out"):
-            self.network.load_state_dict(content["state"])
+        self.network.load_state_dict(content["state"])
         self.optimiser.load_state_dict(content["optimiser"])
         for group in self.optimiser.param_groups:
             group["weight_decay"] = self.config.weight_decay

@@ -42,6 +42,8 @@ def told(*sides: Sequence[Case]) -> list[str]:
     apart = [patient for patient in several if len({side_of[case] for case in patient}) > 1]
     if apart:
         names = ", ".join(case.name for case in apart[0])
+        if len({case.name for case in apart[0]}) < len(apart[0]):  # folders that each count from one
+            names = " and ".join(str(case.label) for case in apart[0])
         return [
             f"warning: {names} look like scans of one patient and are on different sides of the split (patients so: "
             f"{len(apart)}): what is tested may have been trained on; --split CSV divides the cases"

@@ -21,6 +21,7 @@ from dropgen_rt.atomic import check_writable
 from dropgen_rt.errors import DropgenError, MissingInputError, MissingModelError, UnsuitableInputError, UsageError
 from dropgen_rt.inspect_file import scans_in
 from dropgen_rt.train import checkpoint
+from dropgen_rt.train.config import check_seed
 from dropgen_rt.train.device import autocast, choose_device, memory_told, move_to
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
 from dropgen_rt.train.prepare import held
@@ -69,6 +70,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.width, self.batch, self.save_every) < 1 or self.edge < 16 or self.edge % 16:
             raise UsageError("steps, width, batch and save-every must be at least 1, and edge a multiple of 16")
+        check_seed(self.seed)
 
 
 def random_table(labels: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -292,6 +294,11 @@ def _unsound(step: int, what: str, state: Path) -> DropgenError:
 
 def _resume(path: Path, parts: dict, config: PretrainConfig, anatomy: Anatomy) -> int:
     content = checkpoint.load(path, STATE_FORMAT)
+    with checkpoint.rebuilding(path, "remove it, and the encoder beside it, and begin anew"):
+        return _take_up(path, content, parts, config, anatomy)
+
+
+def _take_up(path: Path, content: dict, parts: dict, config: PretrainConfig, anatomy: Anatomy) -> int:
     changed = [name for name, value in asdict(config).items() if content["config"].get(name) != value]
     if changed:
         raise UsageError(

@@ -5,6 +5,7 @@ import csv
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -142,6 +143,20 @@ def read_metrics(out: Path) -> list[dict[str, str]]:
     path = out / "metrics.csv"
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if set(row) == set(COLUMNS) and row["dice"] is not None and row["step"].isdigit()]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error):
+        return []
+    return [row for row in rows if set(row) == set(COLUMNS) and _whole(row)]
+
+
+def _whole(row: Mapping[str, str | None]) -> bool:
+    """Whether all of a row's numbers are there; without a validation Dice is empty."""
+    *always, dice = (row[name] for name in COLUMNS)
+    try:
+        for number in (*always, dice or "0"):
+            float(number or "")
+    except ValueError:
+        return False
+    return dice is not None and (row["step"] or "").isdigit()

@@ -51,9 +51,9 @@ def configure(
     """The config of a run: preset, then the data set's fingerprint, then file, options and assignments.
 
     With ``init``, the checkpoint that it starts from, features are scaled and norms and padding are as they are there,
-    unless told otherwise. Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Of several
-    processes, ``ranks``, the first one looks at the data set. Raises InputError with every fault of the data set,
-    ModelError for a broken checkpoint, or UsageError.
+    unless told otherwise. Writes ``fingerprint.json`` into ``out``. A resumed run starts from its own config.toml. Of
+    several processes, ``ranks``, the first one looks at the data set. Raises InputError with every fault of the data
+    set, ModelError for a broken checkpoint, or UsageError.
     """
     if not resume and _holds_a_run(out):
         raise UsageError(f"{out}: holds a run already; go on with it by --resume, or give another --out")
@@ -70,7 +70,7 @@ def configure(
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
     wanted = build_config(_fitting(below, given), *given)
-    for line in _not_as_asked(wanted, _named(given[-2:])):  # a file's are those of another run
+    for line in _not_as_asked(wanted, _named(given[-2:]), device):  # a file's are those of another run
         console.line(line)
     dataset, ranks = read_dataset(data, split), ranks or Ranks()
     # Refused before every file is read:
@@ -115,8 +115,8 @@ def _holds_a_run(out: Path) -> bool:
         return True
 
 
-def _not_as_asked(wanted: TrainConfig, named: Set[str]) -> Iterator[str]:
-    """A line for each choice that is taken otherwise than it was given, or not at all."""
+def _not_as_asked(wanted: TrainConfig, named: Set[str], device: torch.device) -> Iterator[str]:
+    """A line for each choice that is taken otherwise than it was given, not at all, or to no good."""
     width = taken_width(wanted.segmentor, wanted.width)
     if width != wanted.width:
         yield (
@@ -125,6 +125,8 @@ def _not_as_asked(wanted: TrainConfig, named: Set[str]) -> Iterator[str]:
         )
     if "levels" in named and wanted.segmentor == "swinunetr":
         yield f"levels {wanted.levels}: swinunetr has a depth of its own; only the window is made to fit them"
+    if wanted.precision == "fp16" and device.type == "cpu":
+        yield "precision fp16: PyTorch computes it many times more slowly than fp32 on a CPU; fp32 is advised"
     if {"coverage", "spacing_mm"} <= named:
         yield f"coverage {wanted.coverage:g}: of no use beside spacing_mm, which is taken as it is given"
     for name in ("drop", "settle"):

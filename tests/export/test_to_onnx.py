@@ -276,6 +276,15 @@ def test_checkpoints_with_other_fields(trained: Path, tmp_path: Path, change: di
 
 
 @REFLECTING
+def test_a_name_that_cannot_be_installed_is_told(trained: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["export", str(trained), "-o", str(tmp_path / "mödel 1.onnx")])
+    assert result.exit_code == 0, result.output
+    told = "warning: model name 'mödel 1': accepted are letters, digits, '.', '_' and '-', 64 at most; build-engine "
+    assert [line for line in result.stdout.splitlines() if line.startswith(told)]
+    assert "warning" not in CliRunner().invoke(main, ["export", str(trained), "-o", str(tmp_path / "m.onnx")]).stdout
+
+
+@REFLECTING
 def test_both_windows_on_the_command_line(trained: Path, tmp_path: Path) -> None:
     out, words = tmp_path / "m.onnx", ["--window", "8", "16", "24", "--window", "dynamic"]
     result = CliRunner().invoke(main, ["export", str(trained), "-o", str(out), *words])

@@ -93,6 +93,21 @@ def test_several_channels(balls: Path) -> None:
     assert image.shape == (2, 20, 22, 24)
     (balls / "imagesTr" / "case3_0001.nii.gz").unlink()
     assert "case3.nii.gz: 1 of 2 channels in imagesTr; add case3_0001.nii.gz" in refusal(balls)
+    (balls / "imagesTr" / "case3_0000.nii.gz").rename(balls / "imagesTr" / "case3.nii.gz")
+    told = "imagesTr/case3.nii.gz: one file for 2 channels; save each by itself, as case3_0000.nii.gz and so on"
+    assert told in refusal(balls)
+
+
+def test_a_scan_in_the_place_of_its_label_map_is_told(balls: Path) -> None:
+    table = "image,label,split\n" + "".join(
+        f"labelsTr/case{i}.nii.gz,imagesTr/case{i}_0000.nii.gz,{'val' if i else 'train'}\n" for i in range(2)
+    )
+    (balls / "split.csv").write_text(table)
+    for i in range(2):
+        path = str(balls / "imagesTr" / f"case{i}_0000.nii.gz")
+        image = sitk.ReadImage(path)
+        sitk.WriteImage(sitk.Cast(sitk.RescaleIntensity(image, 0, 255), sitk.sitkUInt8), path)
+    assert "; if this is a scan, name its label map" in refusal(balls, balls / "split.csv")
 
 
 def test_files_of_channels_that_are_not_named_are_faults(balls: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import BF16_GRADIENT, JOINED_TAPS
+from tolerances import BATCH_NORM, BF16_GRADIENT, JOINED_TAPS
 from torch import Tensor, nn
 
 from dropgen_rt.train.layers import BatchNorm3d, Conv3d
@@ -80,3 +80,17 @@ def test_batch_norm_is_pytorchs() -> None:
         assert torch.allclose(ours(image), theirs(image), rtol=JOINED_TAPS, atol=JOINED_TAPS)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert torch.allclose(ours.running_var, theirs.running_var, rtol=JOINED_TAPS)
+
+
+def test_batch_norm_is_exact_in_fp32() -> None:
+    """Channels last, as trainings have it, against float64."""
+    torch.manual_seed(0)
+    image, slope = torch.randn(2, 8, 32, 32, 32) + 0.7, torch.randn(2, 8, 32, 32, 32)
+    found = []
+    for layer, kind in ((nn.BatchNorm3d(8).double(), torch.float64), (BatchNorm3d(8), torch.float32)):
+        x = image.to(kind, memory_format=CHANNELS_LAST, copy=True).requires_grad_()
+        y = layer(x)
+        y.backward(slope.to(kind, memory_format=CHANNELS_LAST))
+        found.append([y, x.grad, *(p.grad for p in layer.parameters()), layer.running_mean, layer.running_var])
+    for expected, got in zip(*found, strict=True):
+        assert torch.linalg.norm(got - expected) <= BATCH_NORM * torch.linalg.norm(expected)

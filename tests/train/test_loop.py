@@ -12,6 +12,7 @@ import torch
 
 from dropgen_rt.errors import (
     DropgenError,
+    ModelError,
     UsageError,
 )
 from dropgen_rt.train import checkpoint
@@ -100,6 +101,16 @@ def test_resume_with_other_options_is_refused(balls: Path, encoder: Path, tmp_pa
     run(balls, tmp_path / "run", CONFIG, encoder)
     with pytest.raises(UsageError, match="trained with other options"):
         run(balls, tmp_path / "run", replace(CONFIG, drop=0.25), encoder, resume=True)
+
+
+@pytest.mark.parametrize("lost", ["labels", "progress", "best", "scaler"])
+def test_a_checkpoint_that_lacks_something_is_no_traceback(balls: Path, tmp_path: Path, lost: str) -> None:
+    config = replace(CONFIG, method="erm")
+    run(balls, tmp_path / "run", config, None)
+    last = tmp_path / "run" / "last.pt"
+    checkpoint.save(last, {key: part for key, part in checkpoint.load(last).items() if key != lost})
+    with pytest.raises(ModelError, match=f"last.pt: its network cannot be rebuilt \\('{lost}'\\); give the options"):
+        run(balls, tmp_path / "run", config, None, resume=True)
 
 
 def test_resume_with_other_cases_or_labels_is_refused(balls: Path, tmp_path: Path) -> None:

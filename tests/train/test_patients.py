@@ -1,5 +1,6 @@
 """Scans of one patient stay together, by their names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,9 @@ def test_what_is_told() -> None:
         "warning: p07_frame01, p07_frame12 look like scans of one patient and are on different sides of the split "
         "(patients so: 1): what is tested may have been trained on; --split CSV divides the cases"
     )
+    again = [replace(case, label=Path("labelsTs") / case.label.name) for case in training[:2]]
+    (line,) = told(training, validation, again)  # two folders that count from one
+    assert line.startswith(f"warning: {training[0].label} and {training[1].label} and {again[0].label} and ")
+    numbered = cases("case0", "case1")
+    (line,) = told(numbered, (), [replace(numbered[0], label=Path("labelsTs/case0.nii.gz"))])
+    assert line.startswith(f"warning: {numbered[0].label} and labelsTs/case0.nii.gz look like scans of one patient")

@@ -19,7 +19,14 @@ from dropgen_rt.errors import (
 )
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.prepare import held
-from dropgen_rt.train.pretrain import PretrainConfig, balanced_voxels, contrastive_loss, label_weights, pretrain
+from dropgen_rt.train.pretrain import (
+    STATE_FORMAT,
+    PretrainConfig,
+    balanced_voxels,
+    contrastive_loss,
+    label_weights,
+    pretrain,
+)
 from dropgen_rt.train.synthesis import RandomSource
 
 
@@ -148,6 +155,13 @@ def test_label_maps_that_pretraining_cannot_index(balls: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"was trained with other options \(steps\); give the same ones"):
         other = PretrainConfig(2, 4, 16)
         pretrain(balls / "labelsTr", out, other, lambda _: None, "cpu", resume=True, tissues=tmp_path / "t.toml")
+    state = out.with_suffix(".state.pt")
+    content = checkpoint.load(state, STATE_FORMAT)
+    checkpoint.save(state, {key: part for key, part in content.items() if key != "optimiser"}, STATE_FORMAT)
+    with pytest.raises(ModelError, match=r"state\.pt: its network cannot be rebuilt \('optimiser'\); remove it"):
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", resume=True, tissues=tmp_path / "t.toml")
+    with pytest.raises(UsageError, match="seed -1: accepted is a whole number from 0"):
+        PretrainConfig(seed=-1)
     with pytest.raises(MissingModelError, match=r"b\.state\.pt: no such state to go on from; leave --resume out"):
         pretrain(balls / "labelsTr", tmp_path / "b.pt", config, lambda _: None, "cpu", resume=True)
 

@@ -73,6 +73,16 @@ def test_a_row_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(tmp_path)] == ["50"]
 
 
+@pytest.mark.parametrize(
+    "row", [b"3,,1.0,0.9,", b"3,4.0,x,0.9,", b"3,4.0,1.0,0.9,y", b"x,4.0,1.0,0.9,", b"\xff\xfe\x00bad"]
+)
+def test_a_table_that_is_damaged_is_no_traceback(tmp_path: Path, row: bytes) -> None:
+    (tmp_path / "metrics.csv").write_bytes(
+        b"step,seconds,samples_per_s,loss,dice\n50,300.0,1.00,0.9,0.5\n" + row + b"\n"
+    )
+    assert [kept["step"] for kept in read_metrics(tmp_path)] == ([] if b"\xff" in row else ["50"])
+
+
 def test_validation_does_not_count_as_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock in the real one's place: a step of two samples takes a quarter of a second, validation eight."""
     now = 100.0

@@ -131,6 +131,11 @@ def test_precision_that_is_refused_is_refused_before_files_are_read(balls: Path,
     assert not (tmp_path / "cache").exists() and not (tmp_path / "run").exists()
 
 
+def test_fp16_on_a_cpu_is_told(balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen(balls, tmp_path, [], precision="fp16", method="erm")
+    assert "precision fp16: PyTorch computes it many times more slowly" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("levels", [3, 5, 6])
 def test_a_presets_window_fits_other_levels(balls: Path, tmp_path: Path, levels: int) -> None:
     config = configure(
