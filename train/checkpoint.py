@@ -73,6 +73,8 @@ def rebuilding(path: Path, advice: str) -> Iterator[None]:
     """Raises ModelError, with ``advice``, where a network is made of what the checkpoint ``path`` holds and is none."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise  # no fault of the file's
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise ModelError(f"{path}: its network cannot be rebuilt ({reason}); {advice}") from error
