@@ -83,7 +83,8 @@ PERCENTILE = 1e-12
 LEVEL = 1 / 65535
 
 # A batch norm in fp32 against float64, outputs, gradients and statistics, relative in the Euclidean norm: sums over
-# 2 * 32^3 values in parts, and squares less the mean's; measured 3e-7. PyTorch's own, channels last, on a CPU: up to 4e-6.
+# 2 * 32^3 values in parts, and squares less the mean's; measured 3e-7. PyTorch's own, channels last, on a CPU: up
+# to 4e-6.
 BATCH_NORM = 1e-6
 
 # Gradients of one convolution in bf16 against fp32, relative in the Euclidean norm: inputs and outputs keep eight bits.
