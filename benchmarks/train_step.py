@@ -5,8 +5,8 @@ python benchmarks/train_step.py --out benchmarks/results/train_step.json [--devi
 Both loops train the same network (same weights, frozen encoder, channel dropout, instance norm) on the same crops with
 AdamW and Dice + cross-entropy. The plain one keeps tensors contiguous, decoders as they are defined, batch norms and
 denormal numbers as PyTorch leaves them; ours is what ``dropgen-rt train`` does. The losses of all steps are compared
-with those of the plain loop in float64: a step with other numerics would be no faster step. The loop that is quicker may
-be as far off them as is named, or, where rounding takes the plain loop itself further off, half as far again.
+with those of the plain loop in float64: a step with other numerics would be no faster step. Ours may be as far off
+them as is named, or, where rounding takes the plain loop itself further off, half as far again as that.
 """
 
 import argparse
