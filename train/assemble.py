@@ -97,7 +97,7 @@ def start_from(path: Path, network: DropGen, encoder: str = "") -> None:
         shown = ", ".join(f"{name} {its_own.get(name)}, here {wanted.get(name)}" for name in unlike[:MOST_SHOWN])
         raise UsageError(
             f"{path}: a network of another layout ({shown}); give the same method, encoder, segmentor, width, levels, "
-            "norm, feature scale, channels and labels"
+            "norm, padding, feature scale, channels and labels"
         )
     own, its = network.encoder, trained.encoder
     if encoder and own is not None and its is not None and not same_weights(own.state_dict(), its.state_dict()):

@@ -71,7 +71,7 @@ class Fingerprint:
             ),
             target_spacing_mm=_target(spacings, medians),
             size=_whole(np.median(sizes, 0)),
-            extent_mm=_exact(np.median(sizes * spacings, 0)),
+            extent_mm=_rounded(np.median(sizes * spacings, 0), 6),  # divided by a spacing it tells whole voxels
             intensities=tuple(
                 tuple(float(f"{value:.5g}") for value in row)
                 for row in np.median(np.array([finding.percentiles for finding in findings]), 0)
@@ -179,15 +179,9 @@ def _target(spacings: np.ndarray, medians: np.ndarray) -> tuple[float, float, fl
     return _rounded(target)
 
 
-def _rounded(values: np.ndarray) -> tuple[float, float, float]:
-    """Three significant digits: 0.7199997 is a header's rounding of 0.72."""
-    x, y, z = (float(f"{value:.3g}") for value in values)
-    return x, y, z
-
-
-def _exact(values: np.ndarray) -> tuple[float, float, float]:
-    """Six significant digits: divided by a spacing they tell whole voxels."""
-    x, y, z = (float(f"{value:.6g}") for value in values)
+def _rounded(values: np.ndarray, digits: int = 3) -> tuple[float, float, float]:
+    """So many significant digits; of spacings three: 0.7199997 is a header's rounding of 0.72."""
+    x, y, z = (float(f"{value:.{digits}g}") for value in values)
     return x, y, z
 
 

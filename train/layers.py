@@ -59,9 +59,9 @@ def _transposed(coarse: Tensor, kernel: Tensor, padding_mode: str) -> Tensor:
 class BatchNorm3d(nn.BatchNorm3d):
     """As its parent, in training in the form that is exact on a CPU, or fast on a GPU.
 
-    PyTorch's channels-last batch norm on a CPU adds fp32 values one after another: of 2 x 48^3 voxels outputs and
-    gradients are off by 3e-5, from sums in parts by 1e-7, in the same time. On an H100 the kernels of three dimensions
-    took half the time of a whole training step in bf16: there two axes are seen as one.
+    PyTorch's channels-last batch norm on a CPU adds fp32 values one after another and loses digits with their number;
+    ``sum`` adds in parts (tests/tolerances.py, BATCH_NORM). On an H100 the kernels of three dimensions took half the
+    time of a whole training step in bf16: there two axes are seen as one.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,11 +78,13 @@ class BatchNorm3d(nn.BatchNorm3d):
         sums, count = self.of_all(sums, values.numel() // values.shape[1])
         mean = sums[0] / count
         variance = (sums[1] / count - mean * mean).clamp_min(0)
+        # UNet's norms keep statistics, and forget older ones.
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            momentum = self.momentum or 0.0
-            self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)  # type: ignore[union-attr]
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shape = (1, -1, 1, 1, 1)
         return (values * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)

@@ -15,12 +15,14 @@ from dropgen_rt.errors import (
     ModelError,
     UsageError,
 )
+from dropgen_rt.export.to_onnx import export
 from dropgen_rt.train import checkpoint
-from dropgen_rt.train.assemble import same_weights
+from dropgen_rt.train.assemble import same_weights, trained_choices
 from dropgen_rt.train.batches import Drawing
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_dataset
 from dropgen_rt.train.loop import fast_cpu, load_network, train
+from dropgen_rt.train.network import PADDINGS, Padding
 from dropgen_rt.train.parallel import ahead, cores
 from dropgen_rt.train.prepare import in_memory
 from dropgen_rt.train.samples import ScanSampler
@@ -101,6 +103,15 @@ def test_resume_with_other_options_is_refused(balls: Path, encoder: Path, tmp_pa
     run(balls, tmp_path / "run", CONFIG, encoder)
     with pytest.raises(UsageError, match="trained with other options"):
         run(balls, tmp_path / "run", replace(CONFIG, drop=0.25), encoder, resume=True)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_borders_are_trained_and_kept_as_asked(balls: Path, encoder: Path, tmp_path: Path, padding: Padding) -> None:
+    """Through training, its checkpoint, what --init takes up, and an exported model's answers."""
+    best = train(balls, tmp_path / "run", replace(CONFIG, padding=padding), encoder, False, lambda row: None)
+    assert load_network(best)[0].segmentor.config.padding_mode == padding
+    assert trained_choices(best)["padding"] == padding
+    export(best, tmp_path / "m.onnx")  # holds the graph against PyTorch
 
 
 @pytest.mark.parametrize("lost", ["labels", "progress", "best", "scaler"])

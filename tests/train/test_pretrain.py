@@ -155,15 +155,24 @@ def test_label_maps_that_pretraining_cannot_index(balls: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"was trained with other options \(steps\); give the same ones"):
         other = PretrainConfig(2, 4, 16)
         pretrain(balls / "labelsTr", out, other, lambda _: None, "cpu", resume=True, tissues=tmp_path / "t.toml")
+    with pytest.raises(MissingModelError, match=r"b\.state\.pt: no such state to go on from; leave --resume out"):
+        pretrain(balls / "labelsTr", tmp_path / "b.pt", config, lambda _: None, "cpu", resume=True)
+
+
+def test_a_state_that_lacks_something_is_no_traceback(balls: Path, tmp_path: Path) -> None:
+    out, config = tmp_path / "encoder.pt", PretrainConfig(1, 4, 16)
+    pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu")
     state = out.with_suffix(".state.pt")
     content = checkpoint.load(state, STATE_FORMAT)
     checkpoint.save(state, {key: part for key, part in content.items() if key != "optimiser"}, STATE_FORMAT)
     with pytest.raises(ModelError, match=r"state\.pt: its network cannot be rebuilt \('optimiser'\); remove it"):
-        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", resume=True, tissues=tmp_path / "t.toml")
-    with pytest.raises(UsageError, match="seed -1: accepted is a whole number from 0"):
-        PretrainConfig(seed=-1)
-    with pytest.raises(MissingModelError, match=r"b\.state\.pt: no such state to go on from; leave --resume out"):
-        pretrain(balls / "labelsTr", tmp_path / "b.pt", config, lambda _: None, "cpu", resume=True)
+        pretrain(balls / "labelsTr", out, config, lambda _: None, "cpu", resume=True)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_cannot_be_drawn_by_is_refused(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"seed {seed}: accepted is a whole number from 0"):
+        PretrainConfig(seed=seed)
 
 
 def test_label_maps_are_of_one_millimetre_and_of_any_format(balls: Path, tmp_path: Path) -> None:

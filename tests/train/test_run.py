@@ -154,7 +154,7 @@ def test_suggested_windows_suit_norms_and_borders(
     """Five levels, scans of 24 x 22 x 20: one voxel at the bottleneck is too few for instance norms or to reflect."""
     config = configure(
         balls, tmp_path / "run", preset="paper", file=None, options={"norm": norm, "padding": padding}, assignments=[],
-        split=None,        cache=tmp_path / "cache", workers=1, console=Console(True), device=CPU,
+        split=None, cache=tmp_path / "cache", workers=1, console=Console(True), device=CPU,
     )  # fmt: skip
     assert config.window == (smallest,) * 3
 
