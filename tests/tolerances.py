@@ -82,10 +82,12 @@ PERCENTILE = 1e-12
 # rounding in each, and float64 sums of squares.
 LEVEL = 1 / 65535
 
-# A batch norm in fp32 against float64, outputs, gradients and statistics, relative in the Euclidean norm: sums over
-# 2 * 32^3 values in parts, and squares less the mean's; measured 3e-7. PyTorch's own, channels last, on a CPU: up
-# to 4e-6.
-BATCH_NORM = 1e-6
+# A norm in fp32 against float64, outputs and gradients, relative in the Euclidean norm: sums over 2 * 32^3 values less
+# one of them, in parts; measured 3e-7. PyTorch's own batch norm, channels last, on a CPU: up to 5e-5.
+NORMALISED = 1e-6
+
+# A convolution in fp32 against float64, outputs and gradients: sums of 162 products, relative in the Euclidean norm.
+HALVES = 1e-6
 
 # Gradients of one convolution in bf16 against fp32, relative in the Euclidean norm: inputs and outputs keep eight bits.
 BF16_GRADIENT = 2e-2

@@ -47,7 +47,7 @@ def move_to(network: nn.Module, device: torch.device) -> None:
     if device.type == "cpu":  # whether a GPU gains by it is not known
         for part in network.modules():
             if isinstance(part, UNet):
-                part.convolve_before_upsampling()
+                part.prefer_speed()
 
 
 def half_of(device: torch.device, precision: str) -> torch.dtype | None:

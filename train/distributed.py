@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dropgen_rt.errors import ResourceError, UsageError
 from dropgen_rt.train.layers import BatchNorm3d
+from dropgen_rt.train.norms import Normalised, normalise
 
 Value = TypeVar("Value")
 # The first process may prepare a large data set while the others wait.
@@ -120,20 +121,11 @@ class _Gather(torch.autograd.Function):
         return gradient[first : first + context.size] * dist.get_world_size()
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes, forward and backward."""
-
-    @staticmethod
-    def forward(context: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+def _total(own: Tensor) -> Tensor:
+    """The sum over processes."""
+    total = own.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def gather_batch(own: Tensor, ranks: Ranks) -> Tensor:
@@ -148,10 +140,10 @@ class SharedBatchNorm(BatchNorm3d):
     """A batch norm whose statistics are those of all processes. PyTorch's own needs CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.by_sums(x) if self.training else super().forward(x)
+        return self.by_moments(x) if self.training else super().forward(x)
 
-    def of_all(self, sums: Tensor, count: int) -> tuple[Tensor, int]:
-        return _Sum.apply(sums), count * dist.get_world_size()
+    def _normalise(self, x: Tensor) -> Normalised:
+        return normalise(x, self.weight, self.bias, self.eps, total=_total)
 
 
 def share_batch_norms(network: nn.Module, ranks: Ranks) -> None:

@@ -3,95 +3,152 @@
 import torch
 from torch import Tensor, nn
 
+from dropgen_rt.train.norms import Normalised, normalise
+from dropgen_rt.train.padding import Border, as_narrow, padded
+from dropgen_rt.train.upsampling import interleave, joined_taps
+
 # Below this many voxels of output, joining taps takes longer than the smaller convolution saves.
 WORTH_JOINING = 4096
+# On a CPU, PyTorch 2.13 convolves one fp32 volume of up to this many channels times planes times rows by a method that
+# is up to ten times as slow as oneDNN's, which it takes for two volumes at once.
+SLOW_ALONE = 20480
+# Up to this many voxels, kernels are larger than volumes, and two volumes take no less time than one.
+WORTH_HALVING = 64
 
 
 class Conv3d(nn.Conv3d):
-    """As its parent, of kernel 3 and padding "same". In training, volumes of two planes are padded along z first.
+    """As its parent, of kernel 3 and padding "same". In training, volumes of up to two planes are padded along z first.
 
-    PyTorch 2.13 on a CPU leaves garbage in the bf16 gradient of a kernel of three where z is two and zeros are padded
-    by the convolution itself.
+    PyTorch 2.13 on a CPU leaves garbage in the bf16 gradient of a kernel of three where z is two, or of two where z is
+    one, and zeros are padded by the convolution itself.
     """
 
+    #: Whether one small volume is convolved as two halves, see SLOW_ALONE.
+    halves = False
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self.weight, self.bias)
+        return self._convolve(x, self.weight, self.bias, self._border)
 
     def over_upsampled(self, skip: Tensor, coarse: Tensor) -> Tensor:
         """The layer's output for ``cat([skip, nearest(coarse)])``, without ever making that volume.
 
-        skip (b, s, z, y, x), coarse (b, c, z/2, y/2, x/2) -> (b, out, z, y, x). Nearest upsampling repeats each voxel,
-        so a kernel of three meets each coarse voxel once or twice: its taps, joined, are a transposed convolution of
-        eight products per voxel and channel instead of 27. Sums come in another order; under autocast the joined taps
-        and each of the two parts are rounded.
+        skip (b, s, z, y, x), coarse (b, c, z/2, y/2, x/2) -> (b, out, z, y, x). Sums come in another order; under
+        autocast the joined taps and each of the two parts are rounded.
         """
         split = skip.shape[1]
-        upsampled = _transposed(coarse, joined_taps(self.weight[:, split:]), self.padding_mode)
-        return self._convolve(skip, self.weight[:, :split], self.bias) + upsampled
+        # Fine voxel -1 mirrors voxel 1, which repeats voxel 0: mirroring the fine volume repeats the coarse one's edge.
+        beyond: Border = "constant" if self.padding_mode == "zeros" else "replicate"
+        upsampled = interleave(self._convolve(coarse, joined_taps(self.weight[:, split:]), None, beyond))
+        return self._convolve(skip, self.weight[:, :split], self.bias, self._border) + upsampled
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if x.shape[2] != 2 or self.padding_mode != "zeros" or not (self.training and torch.is_grad_enabled()):
-            return self._conv_forward(x, weight, bias)
-        padded = nn.functional.pad(x, (0, 0, 0, 0, 1, 1))
-        return nn.functional.conv3d(padded, weight, bias, padding=(0, 1, 1))
+    @property
+    def _border(self) -> Border:
+        return "constant" if self.padding_mode == "zeros" else "reflect"
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, border: Border) -> Tensor:
+        if border != "constant":
+            return self._convolve_padded(padded(x, border), weight, bias)
+        if self._is_slow(x) or (x.shape[2] <= 2 and self.training and torch.is_grad_enabled()):
+            return self._convolve_padded(padded(x, border, axes=1), weight, bias, (0, 1, 1))
+        return nn.functional.conv3d(x, weight, bias, padding=1)
+
+    def _convolve_padded(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int, int] = (0, 0, 0)
+    ) -> Tensor:
+        """A convolution over a volume that is padded along z already."""
+        if not self._is_slow(x):
+            return nn.functional.conv3d(x, weight, bias, padding=padding)
+        overlap = weight.shape[2] - 1
+        planes = x.shape[2] - overlap
+        half = (planes + 1) // 2
+        halves = torch.cat([x[:, :, : half + overlap], x[:, :, planes - half :]])
+        first, second = nn.functional.conv3d(halves, weight, bias, padding=padding).split(1)
+        return torch.cat([first, second[:, :, 2 * half - planes :]], dim=2)
+
+    def _is_slow(self, x: Tensor) -> bool:
+        """Whether to convolve two halves of ``x``; not where a graph is made, which others compute."""
+        if not self.halves or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+            return False
+        alone = len(x) == 1 and not torch.is_autocast_enabled("cpu")
+        return alone and x[0, 0].numel() > WORTH_HALVING and x[0, ..., 0].numel() <= SLOW_ALONE and x.shape[2] > 3
 
 
-def joined_taps(kernel: Tensor) -> Tensor:
-    """(out, in, 3, 3, 3) of a convolution after nearest upsampling -> (in, out, 4, 4, 4) of a transposed one, stride 2.
+class MaxPool3d(nn.MaxPool3d):
+    """As its parent, in the type of its input."""
 
-    Along each axis an even voxel meets taps (0, 1 + 2) of its two coarse neighbours, an odd one (0 + 1, 2).
-    """
-    for axis in (2, 3, 4):
-        first, middle, last = kernel.unbind(axis)
-        kernel = torch.stack([last, middle + last, first + middle, first], axis)
-    return kernel.transpose(0, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        with as_narrow(x):
+            return super().forward(x)
 
 
-def _transposed(coarse: Tensor, kernel: Tensor, padding_mode: str) -> Tensor:
-    if padding_mode == "zeros":
-        return nn.functional.conv_transpose3d(coarse, kernel, stride=2, padding=1)
-    assert padding_mode == "reflect"  # UNetConfig knows no other
-    # Fine voxel -1 mirrors voxel 1, which repeats voxel 0: mirroring the fine volume repeats the coarse one's edge.
-    around = nn.functional.pad(coarse, (1,) * 6, mode="replicate")
-    return nn.functional.conv_transpose3d(around, kernel, stride=2, padding=3)
+class Upsample(nn.Upsample):
+    """As its parent, by "nearest", in the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with as_narrow(x):
+            return super().forward(x)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """As its parent, in training in the form that is exact on a CPU, or fast on a GPU.
+    """As its parent; in training on a CPU by ``normalise``, on a GPU with two axes seen as one.
 
-    PyTorch's channels-last batch norm on a CPU adds fp32 values one after another and loses digits with their number;
-    ``sum`` adds in parts (tests/tolerances.py, BATCH_NORM). On an H100 the kernels of three dimensions took half the
-    time of a whole training step in bf16: there two axes are seen as one.
+    On an H100 the kernels of three dimensions took half the time of a whole training step in bf16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        if x.device.type == "cpu" and x.dtype == torch.float32:
-            return self.by_sums(x)
-        return super().forward(x.flatten(2, 3)).unflatten(2, x.shape[2:4])
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self.by_moments(x)
+        return _as_volumes(super().forward(_as_planes(x)), x.shape[2])
 
-    def by_sums(self, x: Tensor) -> Tensor:
-        """The definition, in fp32, from the sums of values and of their squares."""
-        values, axes = x.float(), (0, 2, 3, 4)
-        sums = torch.stack([values.sum(axes), (values * values).sum(axes)])
-        sums, count = self.of_all(sums, values.numel() // values.shape[1])
-        mean = sums[0] / count
-        variance = (sums[1] / count - mean * mean).clamp_min(0)
+    def by_moments(self, x: Tensor) -> Tensor:
+        """The definition, in fp32; keeps statistics as its parent does."""
+        volumes, mean, variance, number = self._normalise(x)
         # UNet's norms keep statistics, and forget older ones.
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shape = (1, -1, 1, 1, 1)
-        return (values * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+            self.running_mean.lerp_(mean[0], self.momentum)
+            self.running_var.lerp_(variance[0] * (number / max(number - 1, 1)), self.momentum)
+        return volumes
 
-    def of_all(self, sums: Tensor, count: int) -> tuple[Tensor, int]:
-        """Sums and number of values over all that is normalised together: what this process has."""
-        return sums, count
+    def _normalise(self, x: Tensor) -> Normalised:
+        return normalise(x, self.weight, self.bias, self.eps)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Four axes are fine here."""
+
+
+def _as_planes(x: Tensor) -> Tensor:
+    """(b, c, z, y, x) -> (b, c, z*y, x), channels last. ``flatten`` forgets that layout where there is one volume."""
+    return x.movedim(1, -1).flatten(1, 2).movedim(-1, 1)
+
+
+def _as_volumes(x: Tensor, planes: int) -> Tensor:
+    """The inverse of ``_as_planes``."""
+    return x.movedim(1, -1).unflatten(1, (planes, -1)).movedim(-1, 1)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """As its parent, on a CPU by ``normalise``.
+
+    PyTorch 2.13's own on a CPU loses the layout, and its gradients are wrong for one volume in a batch where they come
+    in channels last.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or x[0, 0].numel() == 1:
+            return super().forward(x)
+        return normalise(x, self.weight, self.bias, self.eps, groups=len(x)).volumes
+
+
+def replace_instance_norms(network: nn.Module) -> None:
+    """Ours in place of PyTorch's, whose gradients may be wrong; names and states stay."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.InstanceNorm3d:
+                norm = InstanceNorm3d(child.num_features, child.eps, affine=child.affine)
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm)

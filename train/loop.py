@@ -3,10 +3,8 @@
 import hashlib
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,9 +40,9 @@ from dropgen_rt.train.device import (
     require_sound_gradients,
 )
 from dropgen_rt.train.distributed import Ranks, gather_batch, parallel, ranks_of_environment, share_batch_norms
+from dropgen_rt.train.fast_cpu import fast_cpu
 from dropgen_rt.train.losses import make_loss
 from dropgen_rt.train.network import DropGen
-from dropgen_rt.train.parallel import cores
 from dropgen_rt.train.samples import Sampler
 from dropgen_rt.train.validate import validate
 
@@ -56,33 +54,10 @@ Report = Callable[[dict[str, object]], None]
 CHANGEABLE = frozenset(
     {"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile", "encoder"}
 )
+# On a GPU, PyTorch's fused step takes no gradient whose layout is not its weight's, and it groups weights anyway.
+FUSED = {"cpu": True, "cuda": None}
 # A scale of fp16's losses, halved at each gradient that is not finite: thirty in a row lead here from its first one.
 SMALLEST_SCALE = 1e-4
-
-
-@contextmanager
-def fast_cpu() -> Iterator[None]:
-    """All cores, or as many threads as OMP_NUM_THREADS says, and no denormal numbers; both as before afterwards.
-
-    Denormal numbers slow a CPU's convolutions manyfold.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(_threads())
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(threads)
-
-
-def _threads() -> int:
-    """As OMP_NUM_THREADS says, which may be a list of levels. A 1 that torchrun may have set itself says nothing."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
-    if not asked.isdecimal() or int(asked) == 0 or (several and int(asked) == 1):
-        return cores()
-    return min(int(asked), cores())
 
 
 @memory_told()
@@ -157,7 +132,10 @@ class Run:
         self.dice: list[float] = []
         self.loss = make_loss(config.loss)
         self.optimiser = torch.optim.AdamW(
-            [p for p in network.parameters() if p.requires_grad], config.learning_rate, weight_decay=config.weight_decay
+            [p for p in network.parameters() if p.requires_grad],
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=FUSED[device.type],
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=half_of(device, config.precision) == torch.float16)
 
@@ -192,6 +170,8 @@ class Run:
                 "another --out"
             )
         self.network.load_state_dict(content["state"])
+        for group in content["optimiser"]["param_groups"]:
+            group["fused"] = FUSED[self.device.type]  # a run may go on elsewhere
         self.optimiser.load_state_dict(content["optimiser"])
         for group in self.optimiser.param_groups:
             group["weight_decay"] = self.config.weight_decay

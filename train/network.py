@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dropgen_rt.errors import UsageError
-from dropgen_rt.train.layers import WORTH_JOINING, BatchNorm3d, Conv3d
+from dropgen_rt.train.layers import WORTH_JOINING, BatchNorm3d, Conv3d, InstanceNorm3d, MaxPool3d, Upsample
 from dropgen_rt.train.segmentors import MonaiConfig, MonaiSegmentor
 
 Method = Literal["dropgen", "erm", "features", "concat"]
@@ -89,13 +89,13 @@ class UNet(nn.Module):
         layers: list[nn.Module] = []
         self._saves: set[int] = set()
         self._concatenates: set[int] = set()
-        # See ``convolve_before_upsampling``.
+        # See ``prefer_speed``.
         self._joins_taps = False
         # The last layer of each decoder level, from coarse to full resolution.
         self.decoder_layers: list[int] = []
 
         def convolve(inputs: int, outputs: int) -> None:
-            layers.extend([_conv(inputs, outputs, config), _norm(outputs, config), nn.ReLU()])
+            layers.extend([_conv(inputs, outputs, config), _norm(outputs, config), nn.ReLU(inplace=True)])
 
         width = config.width
         convolve(config.in_channels, width)
@@ -105,7 +105,7 @@ class UNet(nn.Module):
             convolve(wider, wider)
             width = wider
             self._saves.add(len(layers) - 1)
-            layers.append(nn.MaxPool3d(2) if config.pool == "max" else nn.AvgPool3d(2))
+            layers.append(MaxPool3d(2) if config.pool == "max" else nn.AvgPool3d(2))
         convolve(width, width * 2)
         convolve(width * 2, width * 2)
         width *= 2
@@ -151,12 +151,16 @@ class UNet(nn.Module):
         joined: Tensor = convolve(torch.cat([skip, upsample(coarse)], dim=1))
         return joined
 
-    def convolve_before_upsampling(self) -> None:
-        """From now on decoders never compute on upsampled volumes (``Conv3d.over_upsampled``), where that is possible.
+    def prefer_speed(self) -> None:
+        """From now on in the forms that train fastest on a CPU, whose sums come in another order; weights stay.
 
-        On CPUs they train faster so (benchmarks/train_step.py). Weights stay what they are.
+        Decoders never compute on upsampled volumes (``Conv3d.over_upsampled``), where that is possible, and one small
+        volume is convolved as two halves (benchmarks/train_step.py).
         """
         self._joins_taps = self.config.upsample == "nearest"
+        for layer in self.modules():
+            if isinstance(layer, Conv3d):
+                layer.halves = True
 
 
 def _conv(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:
@@ -167,13 +171,13 @@ def _norm(channels: int, config: UNetConfig) -> nn.Module:
     if config.norm == "batch":
         return BatchNorm3d(channels)
     if config.affine:
-        return nn.InstanceNorm3d(channels, affine=True)
-    return nn.InstanceNorm3d(channels, eps=ANATOMIX_DEV_EPS)
+        return InstanceNorm3d(channels, affine=True)
+    return InstanceNorm3d(channels, eps=ANATOMIX_DEV_EPS)
 
 
 def _upsample(config: UNetConfig) -> nn.Module:
     if config.upsample == "nearest":
-        return nn.Upsample(scale_factor=2, mode="nearest")
+        return Upsample(scale_factor=2, mode="nearest")
     return nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False)
 
 
@@ -206,7 +210,7 @@ class DropGen(nn.Module):
         self.encoder = UNet(encoder) if encoder is not None else None
         if self.encoder is not None:
             self.encoder.requires_grad_(False)
-            self.feature_norm = nn.InstanceNorm3d(self.encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
+            self.feature_norm = InstanceNorm3d(self.encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
 
     def start_from_the_image(self) -> None:
         """Zero the first layers' feature weights: the segmentor begins as the image's own and takes features in.
@@ -262,7 +266,7 @@ class DropGen(nn.Module):
             logits = self.segmentor(features)
         else:
             # Under autocast features are narrow: beside a wide image they would be widened, and then narrowed again.
-            both = torch.cat([image.to(features.dtype), features], dim=1)
+            both = _beside(image.to(features.dtype), features)
             logits = self.segmentor(both if self.settling else self.drop(both))
         return logits
 
@@ -287,6 +291,13 @@ class DropGen(nn.Module):
             "segmentor": asdict(self.segmentor.config),
             "encoder": asdict(self.encoder.config) if self.encoder is not None else None,
         }
+
+
+def _beside(image: Tensor, features: Tensor) -> Tensor:
+    """``cat`` along channels, in the layout of ``features``: an image of one channel hides it from PyTorch's own."""
+    if features.is_contiguous():
+        return torch.cat([image, features], dim=1)
+    return torch.cat([image.movedim(1, -1), features.movedim(1, -1)], dim=-1).movedim(-1, 1)
 
 
 def rebuild(description: dict) -> DropGen:

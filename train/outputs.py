@@ -28,8 +28,8 @@ from dropgen_rt.train.config import TrainConfig, build_config
 from dropgen_rt.train.curves import draw_examples
 from dropgen_rt.train.dataset import Dataset, grid_of, read_dataset
 from dropgen_rt.train.device import choose_device, memory_told, move_to
+from dropgen_rt.train.fast_cpu import fast_cpu
 from dropgen_rt.train.layout import Case
-from dropgen_rt.train.loop import fast_cpu
 from dropgen_rt.train.network import DropGen
 from dropgen_rt.train.prepare import Prepared, default_cache, prepare
 from dropgen_rt.train.report import read_metrics

@@ -23,6 +23,7 @@ from dropgen_rt.inspect_file import scans_in
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import check_seed
 from dropgen_rt.train.device import autocast, choose_device, memory_told, move_to
+from dropgen_rt.train.layers import InstanceNorm3d
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
 from dropgen_rt.train.prepare import held
 from dropgen_rt.train.shapes import cut_templates, shape_ensemble
@@ -156,7 +157,7 @@ class Pretraining(nn.Module):
     def __init__(self, encoder: UNet, projection: int = 32) -> None:
         super().__init__()
         self.encoder = encoder
-        self.norm = nn.InstanceNorm3d(encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
+        self.norm = InstanceNorm3d(encoder.config.out_channels, eps=INSTANCE_NORM_EPS)
         self.layers = encoder.decoder_layers[-LEVELS_IN_LOSS:]
         finest = encoder.config.width
         widths = [finest * 2**level for level in reversed(range(len(self.layers)))]

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from dropgen_rt.train.layers import replace_instance_norms
+
 SegmentorKind = Literal["unet", "dynunet", "segresnet", "swinunetr"]
 SEGMENTORS: tuple[SegmentorKind, ...] = get_args(SegmentorKind)
 # SwinUNETR halves five times whatever is asked.
@@ -61,6 +63,7 @@ class MonaiSegmentor(nn.Module):
         super().__init__()
         self.config = config
         self.net = _MAKERS[config.kind](config)
+        replace_instance_norms(self.net)
 
     @property
     def input_layers(self) -> list[nn.Module]:

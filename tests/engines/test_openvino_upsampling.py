@@ -9,7 +9,7 @@ from tolerances import UPSAMPLED_CONVOLUTION
 
 from dropgen_rt import open_named
 from dropgen_rt.engines.openvino_upsampling import constant, convolve_before_upsampling, joined_taps
-from dropgen_rt.train import layers
+from dropgen_rt.train import upsampling
 from dropgen_rt.train.network import UNet, UNetConfig
 
 ONES, RNG = [1, 1, 1], np.random.default_rng(0)
@@ -44,8 +44,12 @@ def test_joined_taps(shape, inputs, outputs):
 
 
 def test_training_joins_the_same_taps():
+    """There, even and odd voxels have kernels of their own, and taps are not turned as a transposed kernel's are."""
     kernel = RNG.standard_normal((2, 3, 3, 3, 3))
-    assert np.array_equal(layers.joined_taps(torch.from_numpy(kernel)).numpy(), joined_taps(kernel))
+    parities = upsampling.joined_taps(torch.from_numpy(kernel)).numpy().reshape(8, *kernel.shape[:2], 2, 2, 2)
+    transposed, taps = joined_taps(kernel).swapaxes(0, 1), ([3, 1], [2, 0])
+    for found, (z, y, x) in zip(parities, upsampling.PARITIES, strict=True):
+        assert np.array_equal(found, transposed[:, :, taps[z]][:, :, :, taps[y]][..., taps[x]])
 
 
 def decoder(

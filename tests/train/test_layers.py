@@ -6,10 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import BATCH_NORM, BF16_GRADIENT, JOINED_TAPS
+from tolerances import BF16_GRADIENT, HALVES, JOINED_TAPS
 from torch import Tensor, nn
 
-from dropgen_rt.train.layers import BatchNorm3d, Conv3d
+from dropgen_rt.train.layers import (
+    BatchNorm3d,
+    Conv3d,
+    InstanceNorm3d,
+    MaxPool3d,
+    Upsample,
+    replace_instance_norms,
+)
 
 CHANNELS_LAST = torch.channels_last_3d
 EDGES = st.integers(1, 4)
@@ -82,15 +89,86 @@ def test_batch_norm_is_pytorchs() -> None:
     assert torch.allclose(ours.running_var, theirs.running_var, rtol=JOINED_TAPS)
 
 
-def test_batch_norm_is_exact_in_fp32() -> None:
-    """Channels last, as trainings have it, against float64."""
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_one_volume_alone(mode: str, bf16: bool) -> None:
+    """Small ones in fp32 are convolved as two halves; odd numbers of planes overlap."""
     torch.manual_seed(0)
-    image, slope = torch.randn(2, 8, 32, 32, 32) + 0.7, torch.randn(2, 8, 32, 32, 32)
-    found = []
-    for layer, kind in ((nn.BatchNorm3d(8).double(), torch.float64), (BatchNorm3d(8), torch.float32)):
-        x = image.to(kind, memory_format=CHANNELS_LAST, copy=True).requires_grad_()
-        y = layer(x)
-        y.backward(slope.to(kind, memory_format=CHANNELS_LAST))
-        found.append([y, x.grad, *(p.grad for p in layer.parameters()), layer.running_mean, layer.running_var])
-    for expected, got in zip(*found, strict=True):
-        assert torch.linalg.norm(got - expected) <= BATCH_NORM * torch.linalg.norm(expected)
+    for planes in (2, 4, 5, 7):
+        layer = Conv3d(6, 5, 3, padding="same", padding_mode=mode)
+        layer.halves = True
+        x = torch.randn(1, 6, planes, 6, 8).to(memory_format=CHANNELS_LAST)
+        narrow = gradients(layer, bf16, layer, x)
+        layer.double()
+        wide = gradients(layer, False, layer, x.double())
+        for expected, got in zip(wide, narrow, strict=True):
+            assert torch.linalg.norm(got - expected) <= (BF16_GRADIENT if bf16 else HALVES) * torch.linalg.norm(
+                expected
+            )
+
+
+def test_small_volumes_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One volume of few channels; not two, not large ones, and not where they hold less than they cost."""
+    batches = []
+    whole = nn.functional.conv3d
+
+    def counted(x: Tensor, *rest: object, **named: object) -> Tensor:
+        batches.append(len(x))
+        return whole(x, *rest, **named)
+
+    monkeypatch.setattr(nn.functional, "conv3d", counted)
+    layer = Conv3d(4, 4, 3, padding="same", padding_mode="reflect", bias=False)
+    layer(torch.zeros(1, 4, 8, 8, 8))
+    layer.halves = True
+    for shape in ((1, 4, 8, 8, 8), (2, 4, 8, 8, 8), (1, 4, 72, 72, 8), (1, 4, 2, 2, 2)):
+        layer(torch.zeros(shape))
+    assert batches == [1, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("pooling", [MaxPool3d(2), Upsample(scale_factor=2, mode="nearest")])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_computes_nothing_keeps_the_type(pooling: nn.Module, batch: int) -> None:
+    """Under autocast, on a CPU. PyTorch's own give fp32."""
+    x = torch.randn(batch, 3, 4, 4, 4).bfloat16().to(memory_format=CHANNELS_LAST)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = pooling(x)
+        assert result.dtype == torch.bfloat16 and result.stride()[1] == 1
+        parent = type(pooling).__base__
+        assert torch.equal(result, parent.forward(pooling, x).bfloat16())
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_instance_norm_is_pytorchs(affine: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (kind(3, affine=affine).double() for kind in (InstanceNorm3d, nn.InstanceNorm3d))
+    image = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    assert torch.allclose(ours(image), theirs(image), rtol=JOINED_TAPS, atol=JOINED_TAPS)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        ours(image[..., :1, :1, :1])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_instance_norms_gradient_of_channels_last(batch: int) -> None:
+    """PyTorch's own is wrong for one volume: the shift's gradient is not the sum of slopes."""
+    torch.manual_seed(0)
+    layer = InstanceNorm3d(5, affine=True)
+    slope = torch.randn(batch, 5, 4, 4, 4).to(memory_format=CHANNELS_LAST)
+    layer(torch.randn_like(slope)).backward(slope)
+    assert torch.allclose(layer.bias.grad, slope.sum((0, 2, 3, 4)), rtol=1e-5, atol=1e-5)
+
+
+def test_replace_instance_norms() -> None:
+    network = nn.Sequential(nn.InstanceNorm3d(2, eps=0.5, affine=True), nn.ModuleList([nn.InstanceNorm3d(3)]))
+    before = network.state_dict()
+    replace_instance_norms(network)
+    norms = [module for module in network.modules() if isinstance(module, nn.InstanceNorm3d)]
+    assert [type(norm) for norm in norms] == [InstanceNorm3d] * 2
+    assert [(norm.eps, norm.affine) for norm in norms] == [(0.5, True), (1e-5, False)]
+    assert network.state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batch_norm_in_bf16_keeps_the_layout(batch: int) -> None:
+    x = torch.randn(batch, 3, 4, 4, 4).bfloat16().to(memory_format=CHANNELS_LAST)
+    assert BatchNorm3d(3)(x).stride()[:2] == (x[0].numel(), 1)

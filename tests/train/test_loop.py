@@ -21,9 +21,9 @@ from dropgen_rt.train.assemble import same_weights, trained_choices
 from dropgen_rt.train.batches import Drawing
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import grid_of, read_dataset
-from dropgen_rt.train.loop import fast_cpu, load_network, train
+from dropgen_rt.train.loop import load_network, train
 from dropgen_rt.train.network import PADDINGS, Padding
-from dropgen_rt.train.parallel import ahead, cores
+from dropgen_rt.train.parallel import ahead
 from dropgen_rt.train.prepare import in_memory
 from dropgen_rt.train.samples import ScanSampler
 
@@ -178,29 +178,6 @@ def test_resume_of_other_synthesised_images_is_refused(balls: Path, tmp_path: Pa
         shutil.copy(balls / "labelsTr" / "case2.nii.gz", balls / part)
     with pytest.raises(UsageError, match=r"or synthesis\.toml is another than it was trained with"):
         run(balls, tmp_path / "run", config, None, resume=True)
-
-
-@pytest.mark.parametrize(
-    ("environment", "wanted"),
-    [
-        ({}, 8), ({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": ""}, 8), ({"OMP_NUM_THREADS": "0"}, 8),
-        ({"OMP_NUM_THREADS": " 2,1"}, 2), ({"OMP_NUM_THREADS": "9" * 14}, 8), ({"OMP_NUM_THREADS": "1"}, 1),
-        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4), ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}, 3),
-        ({"LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}, 1), ({"LOCAL_WORLD_SIZE": "16"}, 1),
-    ],
-)  # fmt: skip
-def test_threads(environment: dict[str, str], wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of eight cores stands in for this machine's; the threads that PyTorch then takes are real."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    before = torch.get_num_threads()
-    with fast_cpu():
-        assert torch.get_num_threads() == wanted
-        assert cores() == max(8 // int(environment.get("LOCAL_WORLD_SIZE", "1")), 1)  # processes that draw crops
-    assert torch.get_num_threads() == before
 
 
 def test_precision_may_change_to_fp16_on_resume(balls: Path, tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Normalisation against PyTorch's own, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from tolerances import JOINED_TAPS, NORMALISED
+from torch import Tensor, nn
+
+from dropgen_rt.train.norms import PART, normalise
+
+CHANNELS_LAST = torch.channels_last_3d
+EPS = 1e-5
+
+
+def definition(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -> Tensor:
+    if groups == 1:
+        return nn.functional.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+    return nn.functional.instance_norm(x, weight=weight, bias=bias, eps=EPS)
+
+
+def with_gradients(compute: Any, x: Tensor, slope: Tensor, *learnt: Tensor) -> list[Tensor]:
+    result = compute(x, *learnt)
+    return [result, *torch.autograd.grad(result, (x, *learnt), slope)]
+
+
+def of_kind(kind: torch.dtype, compute: Any, x: Tensor, slope: Tensor) -> list[Tensor]:
+    """Values and gradients of volumes in channels last and of this type."""
+    given = x.to(kind, memory_format=CHANNELS_LAST, copy=True).requires_grad_()
+    learnt = [torch.full((x.shape[1],), value, dtype=kind, requires_grad=True) for value in (1.5, -0.5)]
+    return with_gradients(compute, given, slope.to(kind), *learnt)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("shape", [(3, 2, 1, 1, 2), (3, 5, 4, 6, 3), (3, 1, 8, 8, 8), (3, 7, 16, 16, 24)])
+def test_the_definition(shape: tuple[int, ...], groups: int, layout: torch.memory_format) -> None:
+    """The last shape has rows of several voxels, in several parts."""
+    torch.manual_seed(0)
+    x = (torch.randn(shape, dtype=torch.float64) + 3).to(memory_format=layout).requires_grad_()
+    weight, bias = (torch.randn(shape[1], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    slope = torch.randn_like(x)
+    expected = with_gradients(lambda *given: definition(*given, groups), x, slope, weight, bias)
+    found = with_gradients(lambda *given: normalise(*given, EPS, groups).volumes, x, slope, weight, bias)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one, other, rtol=JOINED_TAPS, atol=JOINED_TAPS)
+    expected = with_gradients(lambda x: definition(x, None, None, groups), x, slope)
+    found = with_gradients(lambda x: normalise(x, None, None, EPS, groups).volumes, x, slope)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one, other, rtol=JOINED_TAPS, atol=JOINED_TAPS)
+
+
+def test_moments() -> None:
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    for groups, axes, number in ((1, (0, 2, 3, 4), 240), (2, (2, 3, 4), 120)):
+        found = normalise(x, None, None, EPS, groups)
+        assert found.number == number
+        assert torch.allclose(found.mean, x.mean(axes).view(groups, 3))
+        assert torch.allclose(found.variance, x.var(axes, correction=0).view(groups, 3))
+
+
+@pytest.mark.parametrize("far", [0.0, 100.0])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_no_digits_are_lost_in_fp32(groups: int, far: float) -> None:
+    """Many values, and a mean that is a hundred standard deviations away from 0."""
+    torch.manual_seed(0)
+    x, slope = torch.randn(2, 8, 32, 32, 32) + far, torch.randn(2, 8, 32, 32, 32)
+    assert x.numel() > PART
+    wide = of_kind(torch.float64, lambda *given: definition(*given, groups), x, slope)
+    found = of_kind(torch.float32, lambda *given: normalise(*given, EPS, groups).volumes, x, slope)
+    for expected, got in zip(wide, found, strict=True):
+        # The values themselves have fewer digits, the further away they are.
+        assert torch.linalg.norm(got - expected) <= NORMALISED * (1 + far) * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_type_and_layout_stay(batch: int) -> None:
+    x = torch.randn(batch, 3, 4, 4, 4).bfloat16().to(memory_format=CHANNELS_LAST).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        volumes = normalise(x, None, None, EPS).volumes
+    volumes.sum().backward()
+    for volume in (volumes, x.grad):
+        assert volume.dtype == torch.bfloat16 and volume.stride()[:2] == (volume[0].numel(), 1)
+
+
+def test_moments_over_processes() -> None:
+    """Another process that has the same volumes and slopes: all is as of the batch that holds them twice."""
+    torch.manual_seed(0)
+    x, slope = (torch.randn(2, 3, 4, 4, 4, dtype=torch.float64) for _ in range(2))
+    weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    own, both = x.clone().requires_grad_(), torch.cat([x, x]).requires_grad_()
+    found = with_gradients(
+        lambda *given: normalise(*given, EPS, total=lambda tensor: 2 * tensor).volumes, own, slope, weight, bias
+    )
+    expected = with_gradients(lambda *given: definition(*given, 1), both, torch.cat([slope, slope]), weight, bias)
+    halves = [value[:2] if value.ndim > 1 else value / 2 for value in expected]  # each process has its own share
+    for one, other in zip(halves, found, strict=True):
+        assert torch.allclose(one, other, rtol=JOINED_TAPS, atol=JOINED_TAPS)
