@@ -7,8 +7,9 @@ AdamW and Dice + cross-entropy. The plain one keeps tensors contiguous, and laye
 freed memory as PyTorch has them; ours is what ``dropgen-rt train`` does. Each runs in a process of its own, and they
 take turns step by step. The losses of all steps are compared: a step with other numerics would be no faster step. How
 far either loop is off the plain one in float64 is told besides: where that is more than the difference allowed, no two
-loops in that precision would agree. So is how far either's first gradient is off, where
-all weights are the same still.
+loops in that precision would agree. So is how far first losses are apart and first gradients off, where all weights are
+the same still: a gradient's relative error is as the root of its activations', for each that changes its sign opens or
+closes a ReLU.
 """
 
 import argparse
@@ -93,6 +94,7 @@ def compare(
         "ours_s": round(ours_s, 4),
         "ratio": round(plain_s / ours_s, 3),
         "losses_apart": round(apart, 6),
+        "first_losses_apart": float(f"{furthest(ours[:1], plain[:1]):.2g}"),
         "equal_numerics": bool(apart <= SAME[precision]),
         "plain_off_float64": round(furthest(plain, exact), 6),
         "ours_off_float64": round(furthest(ours, exact), 6),
