@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dropgen_rt.errors import ResourceError, UsageError
 from dropgen_rt.train.layers import BatchNorm3d
-from dropgen_rt.train.norms import Normalised, normalise
+from dropgen_rt.train.norms import Normalised, Processes, normalise
 
 Value = TypeVar("Value")
 # The first process may prepare a large data set while the others wait.
@@ -143,7 +143,7 @@ class SharedBatchNorm(BatchNorm3d):
         return self.by_moments(x) if self.training else super().forward(x)
 
     def _normalise(self, x: Tensor) -> Normalised:
-        return normalise(x, self.weight, self.bias, self.eps, total=_total)
+        return normalise(x, self.weight, self.bias, self.eps, processes=Processes(dist.get_world_size(), _total))
 
 
 def share_batch_norms(network: nn.Module, ranks: Ranks) -> None:

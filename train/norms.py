@@ -18,8 +18,15 @@ PART = 1 << 18
 # Voxels that are seen as one row, so that operations run over more than a few channels at a time.
 ROW = 64
 
-#: Adds a tensor up over processes.
-Total = Callable[[Tensor], Tensor]
+
+class Processes(NamedTuple):
+    """Those that train together, each with as many volumes as the others."""
+
+    number: int
+    total: Callable[[Tensor], Tensor]  # of a tensor that each of them has
+
+
+ALONE = Processes(1, lambda own: own)
 
 
 class Normalised(NamedTuple):
@@ -32,16 +39,21 @@ class Normalised(NamedTuple):
 
 
 def normalise(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, groups: int = 1, total: Total | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    groups: int = 1,
+    processes: Processes = ALONE,
 ) -> Normalised:
     """``(x - mean) / sqrt(variance + eps) * weight + bias``, channel by channel.
 
     x (b, c, z, y, x), of any floating type; weight and bias (c) fp32, or None for 1 and 0. ``groups`` is 1 for moments
     over the batch (batch norm; Ioffe and Szegedy, arXiv 1502.03167), b for those of each volume (instance norm; Ulyanov
-    et al., arXiv 1607.08022). With ``total``, moments are those over the volumes of all processes.
+    et al., arXiv 1607.08022). Moments are those over the volumes of all ``processes``.
     """
-    volumes, mean, variance, number = _Normalise.apply(x, weight, bias, eps, groups, total)
-    return Normalised(volumes, mean, variance, int(number))
+    volumes, mean, variance = _Normalise.apply(x, weight, bias, eps, groups, processes)
+    return Normalised(volumes, mean, variance, _values(x, groups, processes))
 
 
 class _Normalise(torch.autograd.Function):
@@ -53,17 +65,13 @@ class _Normalise(torch.autograd.Function):
         bias: Tensor | None,
         eps: float,
         groups: int,
-        total: Total | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        channels = x.shape[1]
+        processes: Processes,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rows = _rows(x, groups)
-        count = torch.tensor(float(x.numel() // channels // groups), device=x.device)
-        mean, variance = _moments(rows, channels)
-        if total is not None:
-            first, second = total(count * mean), total(count * (variance + mean.square()))
-            count = total(count)
-            mean = first / count
-            variance = (second / count - mean.square()).clamp_min(0)
+        mean, variance = _moments(rows, x.shape[1])
+        if processes.number > 1:
+            mean, squares = processes.total(torch.stack([mean, variance + mean.square()])) / processes.number
+            variance = (squares - mean.square()).clamp_min(0)
         inverse = torch.rsqrt(variance + eps)
         scale = inverse if weight is None else inverse * weight
         shift = -mean * scale if bias is None else bias - mean * scale
@@ -72,22 +80,21 @@ class _Normalise(torch.autograd.Function):
         for values, scaled, shifted, out in zip(rows, *factors, strict=True):
             for part, written in zip(_parts(values), _parts(out), strict=True):
                 written.copy_(torch.addcmul(shifted, _wide(part), scaled))
-        context.save_for_backward(x, weight, mean, inverse, count)
-        context.groups, context.total = groups, total
-        context.mark_non_differentiable(mean, variance, count)
-        return result, mean, variance, count
+        context.save_for_backward(x, weight, mean, inverse)
+        context.groups, context.processes = groups, processes
+        context.mark_non_differentiable(mean, variance)
+        return result, mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, count = context.saved_tensors
-        channels, total = x.shape[1], context.total
+        x, weight, mean, inverse = context.saved_tensors
         rows, slopes = _rows(x, context.groups), _rows(gradient, context.groups)
-        of_shift, of_scale = _slope_sums(rows, slopes, mean, channels)
+        of_shift, of_scale = _slope_sums(rows, slopes, mean, x.shape[1])
         of_scale = of_scale * inverse
         own = of_scale.sum(0), of_shift.sum(0)
-        if total is not None:
-            of_shift, of_scale = total(of_shift), total(of_scale)
+        of_shift, of_scale = context.processes.total(torch.stack([of_shift, of_scale]))
+        count = _values(x, context.groups, context.processes)
         # d/dx of the definition: a slope less its mean, and less what moves the variance.
         scale = inverse if weight is None else inverse * weight
         by_value = -scale * inverse * of_scale / count
@@ -130,6 +137,11 @@ def _slope_sums(rows: Tensor, slopes: Tensor, mean: Tensor, channels: int) -> tu
         found.append(sums.view(2, -1, channels).sum(1))
     of_shift, of_scale = torch.stack(found, dim=1)
     return of_shift, of_scale
+
+
+def _values(x: Tensor, groups: int, processes: Processes) -> int:
+    """How many of one channel are normalised together."""
+    return x.numel() // x.shape[1] // groups * processes.number
 
 
 def _rows(x: Tensor, groups: int) -> Tensor:

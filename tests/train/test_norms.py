@@ -7,7 +7,7 @@ import torch
 from tolerances import JOINED_TAPS, NORMALISED
 from torch import Tensor, nn
 
-from dropgen_rt.train.norms import PART, normalise
+from dropgen_rt.train.norms import PART, Processes, normalise
 
 CHANNELS_LAST = torch.channels_last_3d
 EPS = 1e-5
@@ -90,7 +90,11 @@ def test_moments_over_processes() -> None:
     weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     own, both = x.clone().requires_grad_(), torch.cat([x, x]).requires_grad_()
     found = with_gradients(
-        lambda *given: normalise(*given, EPS, total=lambda tensor: 2 * tensor).volumes, own, slope, weight, bias
+        lambda *given: normalise(*given, EPS, processes=Processes(2, lambda own: 2 * own)).volumes,
+        own,
+        slope,
+        weight,
+        bias,
     )
     expected = with_gradients(lambda *given: definition(*given, 1), both, torch.cat([slope, slope]), weight, bias)
     halves = [value[:2] if value.ndim > 1 else value / 2 for value in expected]  # each process has its own share
