@@ -4,52 +4,48 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
 from dropgen_rt.train.parallel import cores
 
-# Options of glibc's mallopt(3), and the values it starts with.
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
-USUAL = {TRIM_THRESHOLD: 128 * 1024, MMAP_MAX: 65536}
-KEEPING = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
+# Options of glibc's mallopt(3): never trim the heap, never take memory from beside it.
+KEEPING = {"M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_MAX": (-4, 0)}
 
 
 @contextmanager
 def fast_cpu() -> Iterator[None]:
     """All cores, or as many threads as OMP_NUM_THREADS says, no denormal numbers, and memory that is kept.
 
-    Denormal numbers slow a CPU's convolutions manyfold. All is as before afterwards.
+    Denormal numbers slow a CPU's convolutions manyfold. Threads and denormals are as before afterwards, and memory is
+    given back; that the process keeps what it frees from then on cannot be taken back.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(_threads())
     torch.set_flush_denormal(True)
+    libc = _keep_memory()
     try:
-        with _memory_kept():
-            yield
+        yield
     finally:
+        if libc is not None:
+            libc.malloc_trim(0)
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def _memory_kept() -> Iterator[None]:
-    """Volumes that a step has done with stay with the process, for the next step's.
+@cache
+def _keep_memory() -> ctypes.CDLL | None:
+    """Volumes that a step has done with stay with the process, for the next step's; None without glibc.
 
     glibc gives large ones back at once, and the kernel clears their pages anew, some of them 30 times in a step.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
-    if libc is None or not hasattr(libc, "mallopt"):
-        yield  # another C library keeps memory as it sees fit
-        return
-    for option, value in KEEPING.items():
+    if libc is None or not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+        return None  # another C library keeps memory as it sees fit
+    for option, value in KEEPING.values():
         libc.mallopt(option, value)
-    try:
-        yield
-    finally:
-        for option, value in USUAL.items():
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)
+    return libc
 
 
 def _threads() -> int:

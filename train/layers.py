@@ -43,6 +43,7 @@ class Conv3d(nn.Conv3d):
 
     @property
     def _border(self) -> Border:
+        assert self.padding_mode in ("zeros", "reflect")  # UNetConfig knows no other
         return "constant" if self.padding_mode == "zeros" else "reflect"
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, border: Border) -> Tensor:
@@ -110,8 +111,9 @@ class BatchNorm3d(nn.BatchNorm3d):
         assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean[0], self.momentum)
-            self.running_var.lerp_(variance[0] * (number / max(number - 1, 1)), self.momentum)
+            kind = self.running_mean.dtype
+            self.running_mean.lerp_(mean[0].to(kind), self.momentum)
+            self.running_var.lerp_((variance[0] * (number / max(number - 1, 1))).to(kind), self.momentum)
         return volumes
 
     def _normalise(self, x: Tensor) -> Normalised:
@@ -139,16 +141,14 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or x[0, 0].numel() == 1:
-            return super().forward(x)
+        ours = x.device.type == "cpu" and not torch.compiler.is_compiling() and not self.track_running_stats
+        if not ours or x.ndim != 5 or x.shape[1] != self.num_features or x[:1, 0].numel() <= 1:
+            return super().forward(x)  # which refuses what there is to refuse
         return normalise(x, self.weight, self.bias, self.eps, groups=len(x)).volumes
 
 
 def replace_instance_norms(network: nn.Module) -> None:
-    """Ours in place of PyTorch's, whose gradients may be wrong; names and states stay."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.InstanceNorm3d:
-                norm = InstanceNorm3d(child.num_features, child.eps, affine=child.affine)
-                norm.load_state_dict(child.state_dict())
-                setattr(module, name, norm)
+    """Ours in place of PyTorch's, whose gradients may be wrong; all that a module holds stays."""
+    for module in network.modules():
+        if type(module) is nn.InstanceNorm3d:
+            module.__class__ = InstanceNorm3d

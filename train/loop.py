@@ -54,7 +54,9 @@ Report = Callable[[dict[str, object]], None]
 CHANGEABLE = frozenset(
     {"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile", "encoder"}
 )
-# On a GPU, PyTorch's fused step takes no gradient whose layout is not its weight's, and it groups weights anyway.
+# PyTorch's fused step reads weights, gradients and moments in the order in which they lie. On a GPU it refuses what
+# lies otherwise than its weight, and weights are grouped anyway. On a CPU it would be silently wrong, but there backward
+# gives gradients as their weights lie, and moments of a checkpoint are laid so.
 FUSED = {"cpu": True, "cuda": None}
 # A scale of fp16's losses, halved at each gradient that is not finite: thirty in a row lead here from its first one.
 SMALLEST_SCALE = 1e-4
@@ -173,6 +175,9 @@ class Run:
         for group in content["optimiser"]["param_groups"]:
             group["fused"] = FUSED[self.device.type]  # a run may go on elsewhere
         self.optimiser.load_state_dict(content["optimiser"])
+        for weight, state in self.optimiser.state.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.empty_like(weight).copy_(state[moment])
         for group in self.optimiser.param_groups:
             group["weight_decay"] = self.config.weight_decay
         if content["scaler"]:  # empty where the run was not in fp16

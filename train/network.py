@@ -95,7 +95,7 @@ class UNet(nn.Module):
         self.decoder_layers: list[int] = []
 
         def convolve(inputs: int, outputs: int) -> None:
-            layers.extend([_conv(inputs, outputs, config), _norm(outputs, config), nn.ReLU(inplace=True)])
+            layers.extend([_conv(inputs, outputs, config), _norm(outputs, config), nn.ReLU()])
 
         width = config.width
         convolve(config.in_channels, width)
@@ -128,7 +128,7 @@ class UNet(nn.Module):
         return self.trace(x, ())[-1]
 
     def trace(self, x: Tensor, keep: Collection[int]) -> list[Tensor]:
-        """Outputs of the layers ``keep`` (no upsampling) in the network's order, and last the network's own."""
+        """Outputs of the layers ``keep`` (no norms, no upsampling) in their order, and last the network's own."""
         kept: list[Tensor] = []
         skips: list[Tensor] = []
         for index, layer in enumerate(self.model):
@@ -161,6 +161,8 @@ class UNet(nn.Module):
         for layer in self.modules():
             if isinstance(layer, Conv3d):
                 layer.halves = True
+            elif isinstance(layer, nn.ReLU):
+                layer.inplace = True  # on a GPU batch norms give views, and those are copied first
 
 
 def _conv(inputs: int, outputs: int, config: UNetConfig) -> nn.Module:

@@ -33,8 +33,8 @@ class Normalised(NamedTuple):
     """Volumes of zero mean and unit variance, scaled and shifted; and what they were normalised by."""
 
     volumes: Tensor  # (b, c, z, y, x), of the input's type
-    mean: Tensor  # (groups, c) fp32
-    variance: Tensor  # (groups, c) fp32, of the values as they are: the sum is divided by their number
+    mean: Tensor  # (groups, c), at least fp32
+    variance: Tensor  # (groups, c), of the values as they are: the sum is divided by their number
     number: int  # values of a channel that were normalised together
 
 
@@ -48,10 +48,11 @@ def normalise(
 ) -> Normalised:
     """``(x - mean) / sqrt(variance + eps) * weight + bias``, channel by channel.
 
-    x (b, c, z, y, x), of any floating type; weight and bias (c) fp32, or None for 1 and 0. ``groups`` is 1 for moments
-    over the batch (batch norm; Ioffe and Szegedy, arXiv 1502.03167), b for those of each volume (instance norm; Ulyanov
-    et al., arXiv 1607.08022). Moments are those over the volumes of all ``processes``.
+    x (b, c, z, y, x), of any floating type; weight and bias (c), at least fp32, or both None for 1 and 0. ``groups`` is
+    1 for moments over the batch (batch norm; Ioffe and Szegedy, arXiv 1502.03167), b for those of each volume (instance
+    norm; Ulyanov et al., arXiv 1607.08022). Moments are those over the volumes of all ``processes``.
     """
+    assert (weight is None) == (bias is None)
     volumes, mean, variance = _Normalise.apply(x, weight, bias, eps, groups, processes)
     return Normalised(volumes, mean, variance, _values(x, groups, processes))
 
@@ -70,16 +71,12 @@ class _Normalise(torch.autograd.Function):
         rows = _rows(x, groups)
         mean, variance = _moments(rows, x.shape[1])
         if processes.number > 1:
-            mean, squares = processes.total(torch.stack([mean, variance + mean.square()])) / processes.number
-            variance = (squares - mean.square()).clamp_min(0)
+            mean, variance = _over_processes(mean, variance, processes)
         inverse = torch.rsqrt(variance + eps)
         scale = inverse if weight is None else inverse * weight
         shift = -mean * scale if bias is None else bias - mean * scale
         result = torch.empty_like(x, memory_format=torch.channels_last_3d)
-        factors = _over(rows, scale), _over(rows, shift), _rows(result, groups)
-        for values, scaled, shifted, out in zip(rows, *factors, strict=True):
-            for part, written in zip(_parts(values), _parts(out), strict=True):
-                written.copy_(torch.addcmul(shifted, _wide(part), scaled))
+        _write(_rows(result, groups), shift, (rows, scale))
         context.save_for_backward(x, weight, mean, inverse)
         context.groups, context.processes = groups, processes
         context.mark_non_differentiable(mean, variance)
@@ -100,19 +97,19 @@ class _Normalise(torch.autograd.Function):
         by_value = -scale * inverse * of_scale / count
         constant = -scale * of_shift / count - by_value * mean
         result = torch.empty_like(x, memory_format=torch.channels_last_3d)
-        factors = _over(rows, scale), _over(rows, by_value), _over(rows, constant), _rows(result, context.groups)
-        for values, slope, a, b, c, out in zip(rows, slopes, *factors, strict=True):
-            for part, of_part, written in zip(_parts(values), _parts(slope), _parts(out), strict=True):
-                written.copy_(torch.addcmul(c, _wide(part), b).addcmul_(_wide(of_part), a))
+        _write(_rows(result, context.groups), constant, (rows, by_value), (slopes, scale))
         of_weight, of_bias = own if weight is not None else (None, None)
         return result, of_weight, of_bias, None, None, None
 
 
 def _moments(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance (groups, channels), fp32, from sums of values less the first voxel's: no digits are lost."""
+    """Mean and variance (groups, channels), at least fp32.
+
+    Sums are of values less the mean of the first row's voxels: far from 0 squares would lose their digits.
+    """
     means, variances = [], []
     for values in rows:
-        first = _wide(values[0, :channels])
+        first = _wide(values[0]).view(-1, channels).mean(0)
         origin = first.repeat(values.shape[1] // channels)
         sums = _wide(values.new_zeros(2, values.shape[1]))
         for part in _parts(values):
@@ -125,8 +122,27 @@ def _moments(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     return torch.stack(means), torch.stack(variances)
 
 
+def _over_processes(mean: Tensor, variance: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
+    """Moments of all processes' values together, in float64: squares of means would lose fp32's digits."""
+    own = mean.double(), variance.double()
+    common, squares = processes.total(torch.stack([own[0], own[1] + own[0].square()])) / processes.number
+    return common.to(mean.dtype), (squares - common.square()).clamp_min(0).to(mean.dtype)
+
+
+def _write(result: Tensor, constant: Tensor, *terms: tuple[Tensor, Tensor]) -> None:
+    """``result = constant + sum(rows * factor)``, factors and constant (groups or 1, c), part by part."""
+    for group, out in enumerate(result):
+        start = _over(result, constant)[group]
+        factors = [_over(result, factor)[group] for _, factor in terms]
+        for written, *parts in zip(_parts(out), *(_parts(rows[group]) for rows, _ in terms), strict=True):
+            value = start
+            for part, factor in zip(parts, factors, strict=True):
+                value = torch.addcmul(value, _wide(part), factor)
+            written.copy_(value)
+
+
 def _slope_sums(rows: Tensor, slopes: Tensor, mean: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Sums (groups, channels), fp32, of ``slopes``, and of their products with values less the mean."""
+    """Sums (groups, channels), at least fp32, of ``slopes``, and of their products with values less the mean."""
     found = []
     for values, slope, middle in zip(rows, slopes, _over(rows, mean), strict=True):
         sums = _wide(values.new_zeros(2, values.shape[1]))

@@ -15,6 +15,8 @@ from dropgen_rt.train.layers import (
     InstanceNorm3d,
     MaxPool3d,
     Upsample,
+    _as_planes,
+    _as_volumes,
     replace_instance_norms,
 )
 
@@ -172,3 +174,25 @@ def test_replace_instance_norms() -> None:
 def test_batch_norm_in_bf16_keeps_the_layout(batch: int) -> None:
     x = torch.randn(batch, 3, 4, 4, 4).bfloat16().to(memory_format=CHANNELS_LAST)
     assert BatchNorm3d(3)(x).stride()[:2] == (x[0].numel(), 1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
+def test_planes_and_volumes(layout: torch.memory_format) -> None:
+    """What a GPU's batch norm sees, and back."""
+    x = torch.rand(2, 3, 4, 5, 6).to(memory_format=layout)
+    assert torch.equal(_as_planes(x), x.flatten(2, 3))
+    assert torch.equal(_as_volumes(_as_planes(x), 4), x)
+
+
+def test_batch_norm_of_a_narrow_network() -> None:
+    layer = BatchNorm3d(3).bfloat16()
+    layer(torch.randn(2, 3, 4, 4, 4).bfloat16() + 5)
+    assert layer.running_mean.dtype == torch.bfloat16 and (layer.running_mean > 0.4).all()
+
+
+def test_instance_norms_that_are_not_ours() -> None:
+    """Running statistics, volumes without a batch, other channels: as PyTorch's."""
+    tracking = InstanceNorm3d(2, track_running_stats=True)
+    tracking(torch.ones(2, 2, 4, 4, 4))
+    assert (tracking.running_mean > 0).all()
+    assert InstanceNorm3d(2)(torch.rand(2, 4, 4, 4)).shape == (2, 4, 4, 4)

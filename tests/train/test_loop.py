@@ -43,8 +43,13 @@ def test_learns_two_labels(balls: Path, encoder: Path, tmp_path: Path) -> None:
     assert np.mean([row["loss"] for row in rows[-10:]]) < 0.6 * rows[0]["loss"]
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, image_first=0.5, feature_scale=0.1, settle=0.2)])
-def test_resumed_equals_unbroken(config: TrainConfig, balls: Path, encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "elsewhere"),
+    [(CONFIG, False), (CONFIG, True), (replace(CONFIG, image_first=0.5, feature_scale=0.1, settle=0.2), False)],
+)
+def test_resumed_equals_unbroken(
+    config: TrainConfig, elsewhere: bool, balls: Path, encoder: Path, tmp_path: Path
+) -> None:
     whole = run(balls, tmp_path / "whole", config, encoder)
 
     class StopError(Exception):
@@ -56,11 +61,23 @@ def test_resumed_equals_unbroken(config: TrainConfig, balls: Path, encoder: Path
 
     with pytest.raises(StopError):
         train(balls, tmp_path / "broken", config, encoder, False, stop)
+    if elsewhere:
+        as_from_elsewhere(tmp_path / "broken" / "last.pt")
     resumed = run(balls, tmp_path / "broken", config, encoder, resume=True)
     assert [row["step"] for row in resumed] == [4, 5, 6]
     assert [row["loss"] for row in resumed] == [row["loss"] for row in whole[3:]]
     first, second = (load_network(tmp_path / name / "last.pt")[0].state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def as_from_elsewhere(path: Path) -> None:
+    """The checkpoint of a version, or a device, whose optimiser steps otherwise and lays its moments otherwise."""
+    content = checkpoint.load(path)
+    for state in content["optimiser"]["state"].values():
+        state.update({name: value.contiguous() for name, value in state.items()})
+    for group in content["optimiser"]["param_groups"]:
+        group["fused"] = None
+    checkpoint.save(path, content)
 
 
 def test_the_image_comes_first(balls: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,8 @@ def test_type_and_layout_stay(batch: int) -> None:
     x = torch.randn(batch, 3, 4, 4, 4).bfloat16().to(memory_format=CHANNELS_LAST).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         volumes = normalise(x, None, None, EPS).volumes
-    volumes.sum().backward()
-    for volume in (volumes, x.grad):
+    (slope,) = torch.autograd.grad(volumes, x, torch.ones_like(volumes))
+    for volume in (volumes, slope):
         assert volume.dtype == torch.bfloat16 and volume.stride()[:2] == (volume[0].numel(), 1)
 
 
@@ -100,3 +100,27 @@ def test_moments_over_processes() -> None:
     halves = [value[:2] if value.ndim > 1 else value / 2 for value in expected]  # each process has its own share
     for one, other in zip(halves, found, strict=True):
         assert torch.allclose(one, other, rtol=JOINED_TAPS, atol=JOINED_TAPS)
+
+
+def test_moments_over_processes_keep_their_digits() -> None:
+    """In fp32, of two processes with other volumes, whose values lie far from 0."""
+    torch.manual_seed(0)
+    one, other = (torch.randn(2, 3, 8, 8, 8) + 100 + far for far in (0.0, 0.5))
+    own = normalise(other, None, None, EPS)
+    theirs = torch.stack([own.mean.double(), own.variance.double() + own.mean.double().square()])
+    first = iter([theirs])
+    found = normalise(one, None, None, EPS, processes=Processes(2, lambda moments: moments + next(first)))
+    both = torch.cat([one, other]).double()
+    assert torch.allclose(found.mean[0].double(), both.mean((0, 2, 3, 4)), rtol=1e-6)
+    assert torch.allclose(found.variance[0].double(), both.var((0, 2, 3, 4), correction=0), rtol=1e-4)
+
+
+def test_one_outlier_where_sums_start() -> None:
+    """In a corner, three hundred standard deviations away."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 32, 32, 32)
+    x[..., 0, 0, 0] = 300
+    expected = definition(x.double(), None, None, 1)
+    assert torch.linalg.norm(normalise(x, None, None, EPS).volumes - expected) <= NORMALISED * 10 * torch.linalg.norm(
+        expected
+    )
