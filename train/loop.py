@@ -55,8 +55,8 @@ CHANGEABLE = frozenset(
     {"learning_rate", "weight_decay", "gradient_clip", "validate_every", "precision", "compile", "encoder"}
 )
 # PyTorch's fused step reads weights, gradients and moments in the order in which they lie. On a GPU it refuses what
-# lies otherwise than its weight, and weights are grouped anyway. On a CPU it would be silently wrong, but there backward
-# gives gradients as their weights lie, and moments of a checkpoint are laid so.
+# lies otherwise than its weight, and weights are grouped anyway. On a CPU it would be silently wrong, but there
+# backward gives gradients as their weights lie, and moments of a checkpoint are laid so.
 FUSED = {"cpu": True, "cuda": None}
 # A scale of fp16's losses, halved at each gradient that is not finite: thirty in a row lead here from its first one.
 SMALLEST_SCALE = 1e-4
