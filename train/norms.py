@@ -116,9 +116,9 @@ def _moments(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
             off = _wide(part) - origin
             sums[0] += off.sum(0)
             sums[1] += off.square_().sum(0)
-        off, squares = sums.view(2, -1, channels).sum(1) / (values.numel() // channels)
-        means.append(first + off)
-        variances.append((squares - off.square()).clamp_min(0))
+        mean_off, squares = sums.view(2, -1, channels).sum(1) / (values.numel() // channels)
+        means.append(first + mean_off)
+        variances.append((squares - mean_off.square()).clamp_min(0))
     return torch.stack(means), torch.stack(variances)
 
 
