@@ -38,7 +38,7 @@ def fast_cpu() -> Iterator[None]:
 def _keep_memory() -> ctypes.CDLL | None:
     """Volumes that a step has done with stay with the process, for the next step's; None without glibc.
 
-    glibc gives large ones back at once, and the kernel clears their pages anew, some of them 30 times in a step.
+    glibc gives large ones back at once, and the kernel clears their pages anew in every step.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if libc is None or not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):

@@ -10,7 +10,7 @@ from dropgen_rt.train.upsampling import interleave, joined_taps
 # Below this many voxels of output, joining taps takes longer than the smaller convolution saves.
 WORTH_JOINING = 4096
 # On a CPU, PyTorch 2.13 convolves one fp32 volume of up to this many channels times planes times rows by a method that
-# is up to ten times as slow as oneDNN's, which it takes for two volumes at once.
+# is many times as slow as oneDNN's, which it takes for two volumes at once.
 SLOW_ALONE = 20480
 # Up to this many voxels, kernels are larger than volumes, and two volumes take no less time than one.
 WORTH_HALVING = 64

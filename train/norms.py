@@ -1,7 +1,7 @@
 """Normalisation of channels-last volumes in two passes, one for the moments and one for the values.
 
 Each pass goes through a volume in parts that a core's cache holds, and computes in fp32 where the volume's type is
-narrower. PyTorch 2.13's own on a CPU take up to three times as long where there are few channels, lose digits by adding
+narrower. PyTorch 2.13's own on a CPU take longer where there are few channels, lose digits by adding
 fp32 values one after another (batch norms), or the layout (instance norms).
 """
 
@@ -131,13 +131,12 @@ def _over_processes(mean: Tensor, variance: Tensor, processes: Processes) -> tup
 
 def _write(result: Tensor, constant: Tensor, *terms: tuple[Tensor, Tensor]) -> None:
     """``result = constant + sum(rows * factor)``, factors and constant (groups or 1, c), part by part."""
+    starts, factors = _over(result, constant), [_over(result, factor) for _, factor in terms]
     for group, out in enumerate(result):
-        start = _over(result, constant)[group]
-        factors = [_over(result, factor)[group] for _, factor in terms]
         for written, *parts in zip(_parts(out), *(_parts(rows[group]) for rows, _ in terms), strict=True):
-            value = start
+            value = starts[group]
             for part, factor in zip(parts, factors, strict=True):
-                value = torch.addcmul(value, _wide(part), factor)
+                value = torch.addcmul(value, _wide(part), factor[group])
             written.copy_(value)
 
 

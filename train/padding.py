@@ -1,5 +1,6 @@
 """One voxel beyond each border, in the type and the layout of the volume."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ def as_narrow(x: Tensor) -> AbstractContextManager:
 def padded(x: Tensor, border: Border, axes: int = 3) -> Tensor:
     """(b, c, z, y, x) with one more voxel on either side of the first ``axes`` of z, y and x; constant borders are 0.
 
-    PyTorch 2.13's own on a CPU takes two to four times as long where channels are last, and in fp32 under autocast.
+    PyTorch 2.13's own on a CPU takes longer where channels are last, and widens to fp32 under autocast.
     """
     channels_last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
     slow = channels_last and x.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -35,12 +36,16 @@ def padded(x: Tensor, border: Border, axes: int = 3) -> Tensor:
         return nn.functional.pad(x, (0, 0) * (3 - axes) + (1, 1) * axes, border)
 
 
+def new_volume(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """(b, c, z, y, x) of undefined values, channels last, of the type of ``like`` and where that is."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
+
+
 class _Mirrored(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, within: int) -> Tensor:
         batch, channels, *edges = x.shape
-        shape = (batch, channels, *(edge + 2 for edge in edges))
-        around = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        around = new_volume(x, (batch, channels, *(edge + 2 for edge in edges)))
         _inner(around).copy_(x)
         for axis in (2, 3, 4):  # along later axes, borders of earlier ones are repeated, too
             for border, source in _pairs(around.shape[axis], within):

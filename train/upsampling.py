@@ -6,13 +6,15 @@ are channels of one coarse convolution of kernel two, and then take their places
 products per voxel and channel instead of 27, and eight times the channels, which the kernels of a CPU need to be fast.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from dropgen_rt.train.padding import new_volume
 
 PARITIES = tuple(product((0, 1), repeat=3))
 
@@ -44,7 +46,7 @@ class _Interleave(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, coarse: Tensor) -> Tensor:
         batch, channels, *edges = coarse.shape
-        fine = _empty(coarse, (batch, channels // 8, *(2 * (edge - 1) for edge in edges)))
+        fine = new_volume(coarse, (batch, channels // 8, *(2 * (edge - 1) for edge in edges)))
         context.shape = coarse.shape
         for of_coarse, of_fine in _places(coarse, fine):
             of_fine.copy_(of_coarse)
@@ -53,7 +55,7 @@ class _Interleave(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        coarse = _empty(gradient, context.shape)
+        coarse = new_volume(gradient, context.shape)
         for axis in (2, 3, 4):  # one parity or the other has no voxel at a border
             coarse.select(axis, 0).zero_()
             coarse.select(axis, -1).zero_()
@@ -70,7 +72,3 @@ def _places(coarse: Tensor, fine: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             of_coarse = of_coarse.narrow(axis, odd, coarse.shape[axis] - 1)
             of_fine = of_fine.unflatten(axis, (-1, 2)).select(axis + 1, odd)
         yield of_coarse, of_fine
-
-
-def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)

@@ -1,4 +1,4 @@
-"""What is asked of a process that trains, and that nothing of it stays."""
+"""What is asked of a process that trains, and what of it stays."""
 
 import os
 import resource
