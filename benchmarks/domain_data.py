@@ -91,7 +91,7 @@ def hippocampus(out: Path) -> None:
         regime = regime_of(case.images[0])
         if not held_out and regime != "float, thousands":
             continue
-        image, label = read_case(case, dataset, config, Intensity())
+        image, label = read_case(case, dataset, config)
         if regime != "float, thousands":
             arrays.setdefault("other regimes", []).append(pair(image[0], label))
             continue
@@ -134,7 +134,7 @@ def tissue(out: Path, images: int) -> None:
         volume = read_scan(DATA / "brain_contrasts" / f"avg152{contrast}.nii.gz").volume
         oriented, change = volume.geometry.reoriented("LPS")
         working = Volume(change.apply(volume.array), oriented)
-        scale = normalisation(working, Intensity())
+        scale = normalisation(working, (Intensity(),))
         image = (np.clip(working.array[0], scale.lower[0], scale.upper[0]) - scale.offset[0]) * scale.scale[0]
         arrays[f"real {contrast}"] = [(image, truth)]
     write(out, "tissue", list(TISSUES), ["held-out heads, T1"], ["real T2", "real PD"], arrays)

@@ -70,7 +70,7 @@ def contrast(folder: Path, name: str) -> np.ndarray:
     volume = read_scan(folder / f"avg152{name}.nii.gz").volume
     geometry, change = volume.geometry.reoriented("LPS")
     oriented = Volume(change.apply(volume.array), geometry)
-    scale = normalisation(oriented, Intensity())
+    scale = normalisation(oriented, (Intensity(),))
     return (np.clip(oriented.array[0], scale.lower[0], scale.upper[0]) - scale.offset[0]) * scale.scale[0]
 
 

@@ -126,7 +126,7 @@ def road_row(device: Device, precision: str) -> dict[str, Any]:
     classes = 14
     working, native = grids()
     labels = tuple(Label(value, f"label {value}", (value, 0, 0)) for value in range(1, classes))
-    manifest = Manifest("road", labels, (1.0, 1.0, 1.0), WINDOW, 32, intensity=Intensity("range", 0, 1000))
+    manifest = Manifest("road", labels, (1.0, 1.0, 1.0), WINDOW, 32, intensity=(Intensity("range", 0, 1000),))
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.random((1, 1, 24, 24, 24), dtype=np.float32))
     smooth = torch.nn.functional.interpolate(coarse, size=native.shape, mode="trilinear")[0].numpy()

@@ -7,8 +7,8 @@ all that inference needs. Unknown fields of a newer minor version are ignored; a
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from dropgen_rt.components import COMPONENTS, Components
@@ -18,7 +18,7 @@ from dropgen_rt.typed_fields import FieldError, parse_json, read_fields
 from dropgen_rt.windows import BLENDS, PLACEMENTS, Blend, Placement
 
 METADATA_KEY = "dropgen_rt.manifest"
-SCHEMA_MAJOR, SCHEMA_MINOR = 1, 3
+SCHEMA_MAJOR, SCHEMA_MINOR = 1, 4
 SCHEMA = f"{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
 
 # What no scan of a person needs: lengths in mm beyond these, and windows of more voxels (512^3).
@@ -80,6 +80,20 @@ class Intensity:
         if self.kind == "percentile" and not (self.lower >= 0 and self.upper <= 100):
             raise ModelError(f"intensity percentiles {self.lower}, {self.upper}: accepted are 0 to 100")
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.lower:g} to {self.upper:g}"
+
+
+def each_channel(intensity: Sequence[Intensity], channels: int) -> tuple[Intensity, ...]:
+    """Of so many channels, from one for all of them or one for each."""
+    return tuple(intensity) * channels if len(intensity) == 1 else tuple(intensity)
+
+
+def plain_intensity(intensity: Sequence[Intensity]) -> dict[str, Any] | list[dict[str, Any]]:
+    """As files hold it: a table that is of all channels, or a list of one for each."""
+    tables = [asdict(item) for item in intensity]
+    return tables[0] if len(tables) == 1 else tables
+
 
 @dataclass(frozen=True)
 class SourceRule:
@@ -114,7 +128,8 @@ class Manifest:
     With ``dynamic_window`` the graph takes windows of any multiples of ``stride``, and ``window`` is the usual one.
     ``golden_sha256`` is the digest of the golden windows beside it (dropgen_rt.golden), "" if there are none.
     ``overlap``, ``blend`` and ``placement`` are by default the published ones; whoever knows that a model's labels stay
-    the same with fewer windows says so here (benchmarks/overlap.py). ``components`` "largest" keeps of all that is
+    the same with fewer windows says so here (benchmarks/overlap.py). ``intensity`` holds one for all channels, or one
+    for each. ``components`` "largest" keeps of all that is
     labelled one connected component (dropgen_rt.components).
     ``largest_batch`` is how many windows the graph takes at once, 0 for any number.
     """
@@ -126,7 +141,7 @@ class Manifest:
     stride: int
     orientation: str = "LPS"
     channels: tuple[str, ...] = ("image",)
-    intensity: Intensity = field(default_factory=Intensity)
+    intensity: tuple[Intensity, ...] = (Intensity(),)
     overlap: float = 0.5
     blend: Blend = "constant"
     training: dict[str, Any] = field(default_factory=dict)
@@ -161,6 +176,11 @@ class Manifest:
                 f"manifest of {self.name!r}: channels {self.channels}, overlap {self.overlap}; accepted are one "
                 "channel or more, and 0 up to, not including, 1"
             )
+        if len(self.intensity) not in (1, len(self.channels)):
+            raise ModelError(
+                f"manifest of {self.name!r}: intensity has {len(self.intensity)} tables for {len(self.channels)} "
+                "channels; accepted are one for all, or one for each"
+            )
         choices = {"blend": BLENDS, "placement": PLACEMENTS, "components": COMPONENTS}
         for item, accepted in choices.items():
             if getattr(self, item) not in accepted:
@@ -178,7 +198,7 @@ class Manifest:
         return len(self.labels) + 1
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(asdict(self) | {"intensity": plain_intensity(self.intensity)}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> "Manifest":
@@ -197,13 +217,18 @@ class Manifest:
                 "export the model again or install the matching dropgen-rt"
             )
         try:
-            # Intensity has defaults for those who write a manifest; one that was written says what it is.
-            return read_fields(Manifest, _require(data, "intensity"), unknown="ignore")
+            _require_intensity(data)
+            return read_fields(Manifest, data, unknown="ignore")
         except FieldError as error:
             raise ModelError(f"the model's manifest lacks or garbles a field ({error}); export it again") from error
 
 
-def _require(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    if name not in data:
-        raise FieldError(f"{name}: is missing")
-    return data
+def _require_intensity(data: Mapping[str, Any]) -> None:
+    """Intensity has defaults for those who write a manifest; one that was written says what it is."""
+    if "intensity" not in data:
+        raise FieldError("intensity: is missing")
+    given = data["intensity"]
+    for table in given if isinstance(given, list) else [given]:
+        lacking = [item.name for item in fields(Intensity) if isinstance(table, Mapping) and item.name not in table]
+        if lacking:
+            raise FieldError(f"intensity.{lacking[0]}: is missing")

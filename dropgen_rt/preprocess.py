@@ -13,7 +13,7 @@ from dropgen_rt.errors import UnsuitableInputError
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.kernels import Normalisation, Taps, percentiles, resample
 from dropgen_rt.kernels.resample import VOXEL_TYPES
-from dropgen_rt.manifest import Intensity
+from dropgen_rt.manifest import Intensity, each_channel
 from dropgen_rt.scan_header import MAX_VOXELS
 from dropgen_rt.volume import Volume
 from dropgen_rt.words import by
@@ -127,8 +127,11 @@ def _span(used: NDArray[np.bool_]) -> slice:
     return slice(int(places[0]), int(places[-1]) + 1)
 
 
-def normalisation(working: Volume, intensity: Intensity) -> Normalisation:
-    """The per-channel clip and scale of this scan. Raises UnsuitableInputError if a channel has no contrast."""
+def normalisation(working: Volume, intensity: Sequence[Intensity]) -> Normalisation:
+    """The per-channel clip and scale of this scan, by one intensity for all channels or one for each.
+
+    Raises UnsuitableInputError if a channel has no contrast.
+    """
 
     def of_channel(channel: int, percents: Sequence[float]) -> list[float]:
         return percentiles(np.ascontiguousarray(working.array[channel]), percents)
@@ -137,13 +140,13 @@ def normalisation(working: Volume, intensity: Intensity) -> Normalisation:
 
 
 def normalisation_of(
-    channel_percentiles: Callable[[int, Sequence[float]], list[float]], channels: int, intensity: Intensity
+    channel_percentiles: Callable[[int, Sequence[float]], list[float]], channels: int, intensity: Sequence[Intensity]
 ) -> Normalisation:
     """``normalisation`` of a scan whose percentiles are counted elsewhere: channel_percentiles(channel, percents)."""
     lower, upper = [], []
-    for index in range(channels):
-        low, high = intensity.lower, intensity.upper
-        if intensity.kind == "percentile":
+    for index, own in zip(range(channels), each_channel(intensity, channels), strict=True):
+        low, high = own.lower, own.upper
+        if own.kind == "percentile":
             low, high = channel_percentiles(index, [low, high])
             if low == high:  # a small object in much air: the percentiles meet, the extremes do not
                 low, high = channel_percentiles(index, [0, 100])

@@ -38,7 +38,7 @@ def describe(name: str | None) -> Iterator[str]:
     yield f"  window     {fixed}{by(manifest.window)} voxels (z, y, x)"
     yield f"  overlap    {manifest.overlap}, {manifest.blend} blend"
     yield f"  components {manifest.components}"
-    yield f"  intensity  {manifest.intensity.kind} {manifest.intensity.lower:g} to {manifest.intensity.upper:g}"
+    yield f"  intensity  {'; '.join(map(str, manifest.intensity))}"
     yield f"  labels     {', '.join(f'{label.value} {label.name}' for label in manifest.labels)}"
     yield f"  golden     {manifest.golden_sha256 or 'none: the gate makes its own windows'}"
     if manifest.notice:

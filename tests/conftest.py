@@ -46,7 +46,7 @@ def tiny_manifest(**changes: Any) -> Manifest:
     fields: dict[str, Any] = {
         "name": "tiny", "spacing_mm": (1.0, 1.0, 1.0), "window": TINY_WINDOW, "stride": 1,
         "labels": (Label(1, "medium", TINY_COLOURS[0]), Label(2, "bright", TINY_COLOURS[1])),
-        "intensity": Intensity("range", 0.0, 100.0), **changes,
+        "intensity": (Intensity("range", 0.0, 100.0),), **changes,
     }  # fmt: skip
     return Manifest(**fields)
 

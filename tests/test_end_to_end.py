@@ -6,18 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  the name its users know
 import torch
 from click.testing import CliRunner
 from monai.inferers import sliding_window_inference
 from shared_data import DATA, needs
 from tolerances import LOGIT_PARITY
 
+from dropgen_rt.channels import read_channels
 from dropgen_rt.cli import main
 from dropgen_rt.engines import open_engine
+from dropgen_rt.kernels import gather
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.model import read_model
 from dropgen_rt.preprocess import normalisation, to_working_grid
 from dropgen_rt.settings import REFERENCE_OVERLAP
 from dropgen_rt.slide import argmax_labels, slide
+from dropgen_rt.train.config import build_config
+from dropgen_rt.train.config_text import read_toml
+from dropgen_rt.train.dataset import read_case, read_dataset
 from dropgen_rt.train.loop import load_network
 from dropgen_rt.volume import read_label_map, read_scan
 from dropgen_rt.windows import WindowPlan
@@ -102,3 +109,43 @@ def test_reference_mode_is_monai_over_the_pytorch_model(built: Path) -> None:
     decided = top[-1] - top[-2] > 2 * allowed
     assert decided.mean() > 0.9
     assert np.array_equal(argmax_labels(sums, totals)[decided], theirs.argmax(0)[decided])
+
+
+@needs("data/hippocampus")
+@pytest.mark.slow
+def test_channels_of_two_kinds_are_normalised_alike_in_training_and_inference(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Real MR beside a made-up CT: bone where labels are, water around them."""
+    monkeypatch.setenv("DROPGEN_RT_HOME", str(tmp_path / "home"))
+    source, data = DATA / "hippocampus", tmp_path / "data"
+    for folder in ("imagesTr", "labelsTr"):
+        (data / folder).mkdir(parents=True)
+    for label in sorted((source / "labelsTr").glob("*.nii.gz"))[:5]:
+        case = label.name.removesuffix(".nii.gz")
+        shutil.copyfile(label, data / "labelsTr" / label.name)
+        shutil.copyfile(source / "imagesTr" / f"{case}_0000.nii.gz", data / "imagesTr" / f"{case}_0000.nii.gz")
+        made_up = sitk.Cast(sitk.ReadImage(str(label)) > 0, sitk.sitkInt16) * 1500  # beyond the range, and so clipped
+        sitk.WriteImage(made_up, str(data / "imagesTr" / f"{case}_0001.nii.gz"))
+    described = json.loads((source / "dataset.json").read_text()) | {"channel_names": {"0": "MRI", "1": "CT"}}
+    (data / "dataset.json").write_text(json.dumps(described))
+    options = ["--method", "erm", "--steps", 2, "--validate-every", 2, "--window", 32, 32, 32, "--width", 4]
+    invoke("train", data, "--out", tmp_path / "run", *options, "--levels", 2, "--norm", "batch")
+    invoke("export", tmp_path / "run" / "best.pt", "-o", tmp_path / "model.onnx")
+
+    manifest = read_model(tmp_path / "model.onnx").manifest
+    assert manifest.intensity == (Intensity(), Intensity("range", -1024.0, 1024.0))
+    dataset = read_dataset(data)
+    case = dataset.training[0]
+    prepared, _ = read_case(case, dataset, build_config(read_toml(tmp_path / "run" / "config.toml")))
+    volume = read_channels(case.images).volume
+    working = to_working_grid(volume, manifest.orientation, manifest.spacing_mm)
+    bounds = normalisation(working, manifest.intensity)
+    seen = gather(working.array, np.zeros((1, 3), np.int32), working.geometry.shape, bounds)
+    assert np.array_equal(seen[0], prepared)
+    assert set(np.unique(prepared[1])) == {0.5, 1.0}
+
+    invoke("infer", case.images[0], "--model", tmp_path / "model.onnx", "-o", tmp_path)
+    invoke("build-engine", tmp_path / "model.onnx", "--name", "both")
+    shown = CliRunner().invoke(main, ["models", "show", "both"]).output
+    assert "intensity  percentile 0.5 to 99.5; range -1024 to 1024" in shown

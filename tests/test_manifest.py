@@ -6,16 +6,34 @@ import math
 import pytest
 
 from dropgen_rt.errors import ModelError
-from dropgen_rt.manifest import SCHEMA, Intensity, Label, Manifest
+from dropgen_rt.manifest import SCHEMA, Intensity, Label, Manifest, each_channel
 
 
 def test_it_survives_json(tiny):
     manifest = tiny.manifest(
         channels=("T1", "T2"), overlap=0.25, blend="constant", placement="body", components="largest",
         orientation="RAS", notice="of its data", training={"steps": 5, "config": {"seed": 0}},
-        intensity=Intensity("percentile", 1.0, 99.0),
+        intensity=(Intensity("percentile", 1.0, 99.0),),
     )  # fmt: skip
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_each_channel_may_have_an_intensity_of_its_own(tiny):
+    each = (Intensity("range", -1024.0, 1024.0), Intensity())
+    manifest = tiny.manifest(channels=("CT", "PET"), intensity=each)
+    assert [table["kind"] for table in json.loads(manifest.to_json())["intensity"]] == ["range", "percentile"]
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert each_channel(manifest.intensity, 2) == each
+    with pytest.raises(ModelError, match="intensity has 2 tables for 3 channels; accepted are one for all"):
+        tiny.manifest(channels=("CT", "PET", "T1"), intensity=each)
+    with pytest.raises(ModelError, match="intensity has 0 tables for 1 channels"):
+        tiny.manifest(intensity=())
+
+
+def test_one_intensity_is_a_table_as_older_versions_read_it(tiny):
+    manifest = tiny.manifest(channels=("T1", "T2"), intensity=(Intensity("percentile", 1.0, 99.0),))
+    assert json.loads(manifest.to_json())["intensity"] == {"kind": "percentile", "lower": 1.0, "upper": 99.0}
+    assert each_channel(manifest.intensity, 2) == manifest.intensity * 2
 
 
 def test_classes_count_the_background(tiny):
@@ -130,4 +148,4 @@ def test_an_unknown_kind_of_intensity_is_refused():
 
 
 def test_this_version_writes_its_own_schema(tiny):
-    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.3"
+    assert json.loads(tiny.manifest().to_json())["schema"] == SCHEMA == "1.4"

@@ -65,7 +65,7 @@ def exported(network, tmp_path_factory, tiny):
         output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
     )  # fmt: skip
     labels = tuple(Label(value, f"part {value}", (value, 0, 0)) for value in range(1, CLASSES))
-    manifest = tiny.manifest(window=WINDOW, labels=labels, intensity=Intensity("range", 0.0, 1.0))
+    manifest = tiny.manifest(window=WINDOW, labels=labels, intensity=(Intensity("range", 0.0, 1.0),))
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {METADATA_KEY: manifest.to_json()})
     path = tmp_path_factory.mktemp("model") / "parity.onnx"

@@ -181,7 +181,7 @@ def test_labels_and_scan_reach_the_same_grid():
 def test_percentile_bounds_are_taken_per_channel():
     volume = noise(grid(), 2)
     volume.array[1] *= 10
-    bounds = normalisation(volume, Intensity("percentile", 1.0, 99.0))
+    bounds = normalisation(volume, (Intensity("percentile", 1.0, 99.0),))
     low, high = np.percentile(volume.array, [1, 99], axis=(1, 2, 3))
     assert bounds.lower == bounds.offset == pytest.approx(tuple(low))
     assert bounds.upper == pytest.approx(tuple(high))
@@ -191,20 +191,28 @@ def test_percentile_bounds_are_taken_per_channel():
 def test_a_small_object_in_much_air_is_bounded_by_its_extremes():
     array = np.zeros((1, 11, 9, 7), np.float32)
     array[0, 5, 5, 5] = 8
-    bounds = normalisation(Volume(array, grid()), Intensity("percentile", 0.5, 99.5))
+    bounds = normalisation(Volume(array, grid()), (Intensity("percentile", 0.5, 99.5),))
     assert (bounds.lower, bounds.upper, bounds.scale) == ((0.0,), (8.0,), (0.125,))
 
 
 def test_range_bounds_are_the_intensities_themselves():
-    bounds = normalisation(noise(grid()), Intensity("range", -1000.0, 1000.0))
+    bounds = normalisation(noise(grid()), (Intensity("range", -1000.0, 1000.0),))
     assert (bounds.lower, bounds.upper, bounds.offset, bounds.scale) == ((-1000.0,), (1000.0,), (-1000.0,), (1 / 2000,))
+
+
+def test_each_channel_by_its_own_kind():
+    volume = noise(grid(), 2)
+    bounds = normalisation(volume, (Intensity("range", -1000.0, 1000.0), Intensity("percentile", 1.0, 99.0)))
+    low, high = np.percentile(volume.array[1], [1, 99])
+    assert bounds.lower == (-1000.0, pytest.approx(low))
+    assert bounds.upper == (1000.0, pytest.approx(high))
 
 
 def test_a_channel_without_contrast_is_refused():
     volume = noise(grid(), 2)
     volume.array[1] = 4
     with pytest.raises(UnsuitableInputError, match="channel 1 holds the single value 4 on the model's grid"):
-        normalisation(volume, Intensity())
+        normalisation(volume, (Intensity(),))
 
 
 def test_a_channel_of_too_little_contrast_for_float32_is_refused():
@@ -212,7 +220,7 @@ def test_a_channel_of_too_little_contrast_for_float32_is_refused():
     volume.array[:] = 0
     volume.array[0, 1, 1, 1] = 1e-42
     with pytest.raises(UnsuitableInputError, match=r"channel 0 goes from 0 to 1\.\d+e-42 only"):
-        normalisation(volume, Intensity())
+        normalisation(volume, (Intensity(),))
 
 
 def test_a_grid_too_large_for_memory_is_refused_before_it_is_made():

@@ -112,6 +112,8 @@ VALUES = [
     ({"intensity": {"kind": "range", "lower": "0", "upper": "1"}}, r"intensity\.lower: '0' is not a finite number"),
     ({"intensity": {"kind": "range", "lower": -1e308, "upper": 1e308}}, r"accepted are -1e\+30 to 1e\+30"),
     ({"intensity": {"kind": "range", "lower": 0, "upper": 1e-300}}, "1e-30 apart or more"),
+    ({"intensity": {"kind": "range", "lower": 0}}, r"intensity\.upper: is missing"),
+    ({"intensity": [{"lower": 0, "upper": 9}]}, r"intensity\.kind: is missing"),
     ({"schema": "1.1\n"}, "not a dropgen-rt manifest"),
     ({"schema": "²"}, "not a dropgen-rt manifest"),
 ]  # fmt: skip

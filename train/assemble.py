@@ -145,7 +145,7 @@ def prepared_cases(
         refuse_faults(data, dataset.faults, findings, dataset.table)
         by_case = dict(zip(dataset.cases, findings, strict=True))
         with console.progress("preparing", "cases") as progress:
-            grid = grid_of(dataset, config, config.intensity)
+            grid = grid_of(dataset, config)
             made = prepare(cases, [by_case[case] for case in cases], grid, folder, workers, progress)
     for name, lost, of in lost_labels(made, [by_case[case] for case in cases], dataset.table):
         console.line(

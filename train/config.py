@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.errors import DropgenError, UsageError
-from dropgen_rt.manifest import Intensity
+from dropgen_rt.manifest import Intensity, plain_intensity
 from dropgen_rt.train.config_text import merge, to_toml
 from dropgen_rt.train.network import METHODS, NORMS, PADDINGS, Method, Norm, Padding
 from dropgen_rt.train.segmentors import SEGMENTORS, SegmentorKind
@@ -105,7 +105,7 @@ class TrainConfig:
     precision: Precision = "auto"  # bf16 on a GPU, fp32 on a CPU; paper: bf16
     compile: bool = False
     subjects: int = 0  # training cases drawn at random by the seed; 0 takes all
-    intensity: Intensity = field(default_factory=Intensity)
+    intensity: tuple[Intensity, ...] = (Intensity(),)  # one for all channels, or one for each
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -204,7 +204,8 @@ class TrainConfig:
 
     def summary(self) -> dict[str, object]:
         """Plain JSON types, for checkpoints and the manifest."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        options = {key: _plain(value) for key, value in asdict(self).items()}
+        return options | {"intensity": plain_intensity(self.intensity)}
 
     def save(self, path: Path) -> None:
         """Write the config as TOML, such as ``read_toml`` takes."""
@@ -299,6 +300,8 @@ def _typed(default: Any, value: Any, name: str) -> Any:
             raise UsageError(f"{name} {value!r}: accepted is a table, such as {name}.{fields(default)[0].name} = …")
         return _made(default, value, name + ".")
     if isinstance(default, tuple):
+        if default and is_dataclass(default[0]):
+            return _tables(default[0], value, name)
         if not isinstance(value, (list, tuple)) or (default and len(value) != len(default)):
             raise UsageError(f"{name} {value!r}: accepted is a list of {len(default) or 'any number of'} values")
         return tuple(_typed(default[0], item, name) if default else str(item) for item in value)
@@ -308,6 +311,14 @@ def _typed(default: Any, value: Any, name: str) -> Any:
         accepted = "true or false" if isinstance(default, bool) else f"a value such as {default!r}"
         raise UsageError(f"{name} {value!r}: accepted is {accepted}")
     return value
+
+
+def _tables(default: Any, value: Any, name: str) -> tuple[Any, ...]:
+    """One table, or a list of them."""
+    tables = [value] if isinstance(value, Mapping) else value
+    if not isinstance(tables, (list, tuple)) or not tables:
+        raise UsageError(f"{name} {value!r}: accepted is a table, or a list of one for each channel")
+    return tuple(_typed(default, item, name) for item in tables)
 
 
 def _plain(value: object) -> object:

@@ -50,7 +50,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def to_toml(table: Mapping[str, Any]) -> str:
-    """Numbers, texts, switches and lists of them, and one level of tables: all that a config holds."""
+    """Numbers, texts, switches and lists of them, and one level of tables, in lists too: all that a config holds."""
     lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -65,4 +65,6 @@ def _toml(value: object) -> str:
         return json.dumps(value, ensure_ascii=False)  # of the escapes that TOML shares
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
     return repr(value)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_table, read_source_rule
 from dropgen_rt.errors import MissingInputError, UnreadableInputError, UnsuitableInputError
-from dropgen_rt.manifest import Intensity, Label, SourceRule
+from dropgen_rt.manifest import Label, SourceRule
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.layout import Case, find_in_folders, find_in_table
 from dropgen_rt.train.patients import VALIDATION_SHARE, divided
@@ -126,13 +126,13 @@ def _channels(path: Path, data: dict) -> tuple[str, ...]:
     return tuple(names[key] for key in sorted(names, key=int))
 
 
-def grid_of(dataset: Dataset, config: TrainConfig, intensity: Intensity) -> Grid:
+def grid_of(dataset: Dataset, config: TrainConfig) -> Grid:
     """The settings that decide what a prepared case looks like."""
-    return Grid(config.orientation, config.spacing_mm, intensity, dataset.table)
+    return Grid(config.orientation, config.spacing_mm, config.intensity, dataset.table)
 
 
-def read_case(case: Case, dataset: Dataset, config: TrainConfig, intensity: Intensity) -> tuple[NDArray, NDArray]:
+def read_case(case: Case, dataset: Dataset, config: TrainConfig) -> tuple[NDArray, NDArray]:
     """Image (channels, z, y, x) float32 in [0, 1] and labels (z, y, x) uint8, both on the working grid."""
     if not case.images:
         raise UnsuitableInputError(f"{case.name}: a label map alone; its image is synthesised, not read")
-    return on_working_grid(case, grid_of(dataset, config, intensity))
+    return on_working_grid(case, grid_of(dataset, config))

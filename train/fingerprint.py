@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from dropgen_rt.atomic import atomic_path
-from dropgen_rt.manifest import Intensity
+from dropgen_rt.manifest import Intensity, each_channel
 from dropgen_rt.train.survey import PERCENTILES, Finding
 from dropgen_rt.words import by
 
@@ -22,8 +22,6 @@ NAMES: dict[str, Modality] = {
 }
 # Hounsfield units that the paper clips CT to.
 CT_RANGE = Intensity("range", -1024.0, 1024.0)
-# A scan with whole numbers down to here, whatever its channel's name, is CT: air is -1000.
-CT_AIR = -500.0
 # Of a fixed range the scans fill at least this share, or are not what it is for: of HU it is 41.
 LEAST_KEPT = 0.02
 # An axis this many times coarser than the others keeps finer scans fine, as nnU-Net does.
@@ -39,12 +37,13 @@ class Fingerprint:
     """Medians and spreads over the training cases. Sizes and spacings are (x, y, z), LPS.
 
     ``intensities`` holds per channel the median over cases of the percentiles 0.5, 50 and 99.5 of whole scans
-    and, after them, of labelled voxels; ``label_voxels`` the share of each label among labelled voxels.
+    and, after them, of labelled voxels, ``modalities`` what it is; ``label_voxels`` the share of each label among
+    labelled voxels.
     """
 
     cases: int
     channels: tuple[str, ...]
-    modality: Modality
+    modalities: tuple[Modality, ...]
     spacing_mm: tuple[float, float, float]
     spacing_range_mm: tuple[tuple[float, float], ...]
     target_spacing_mm: tuple[float, float, float]
@@ -63,7 +62,7 @@ class Fingerprint:
         return Fingerprint(
             cases=len(findings),
             channels=channels,
-            modality=_modality(findings, channels),
+            modalities=_modalities(findings, channels),
             spacing_mm=_rounded(medians),
             spacing_range_mm=tuple(
                 (round(float(low), 4), round(float(high), 4))
@@ -79,20 +78,23 @@ class Fingerprint:
             label_voxels=tuple(round(float(share), 5) for share in voxels.sum(0) / max(voxels.sum(), 1)),
         )
 
-    def intensity(self) -> Intensity:
-        """CT: the paper's fixed range; else percentiles of each scan."""
-        return CT_RANGE if self.modality == "CT" else Intensity()
+    def intensity(self) -> tuple[Intensity, ...]:
+        """CT: the paper's fixed range; else percentiles of each scan. One for all channels, or one for each."""
+        each = tuple(CT_RANGE if modality == "CT" else Intensity() for modality in self.modalities)
+        return each[:1] if len(set(each)) == 1 else each
 
-    def doubts(self, intensity: Intensity) -> list[str]:
+    def doubts(self, intensity: Sequence[Intensity]) -> list[str]:
         """A warning per channel of whose values a fixed range keeps next to nothing, or not what labels hold."""
         lines = []
-        for name, row in zip(self.channels, self.intensities, strict=True):
-            low, high = (min(max(row[place], intensity.lower), intensity.upper) for place in (0, len(PERCENTILES) - 1))
-            kept, labelled = (high - low) / (intensity.upper - intensity.lower), row[len(PERCENTILES) + 1]
-            if intensity.kind == "range" and (kept < LEAST_KEPT or not intensity.lower < labelled < intensity.upper):
+        for name, row, own in zip(
+            self.channels, self.intensities, each_channel(intensity, len(self.channels)), strict=True
+        ):
+            low, high = (min(max(row[place], own.lower), own.upper) for place in (0, len(PERCENTILES) - 1))
+            kept, labelled = (high - low) / (own.upper - own.lower), row[len(PERCENTILES) + 1]
+            if own.kind == "range" and (kept < LEAST_KEPT or not own.lower < labelled < own.upper):
                 lines.append(
                     f"warning: {name}: of intensities from {row[0]:g} to {row[len(PERCENTILES) - 1]:g}, in the labels "
-                    f"about {labelled:g}, the range of {intensity.lower:g} to {intensity.upper:g} keeps too little; if "
+                    f"about {labelled:g}, the range of {own.lower:g} to {own.upper:g} keeps too little; if "
                     "they are no Hounsfield units, give --set intensity.kind=percentile"
                 )
         return lines
@@ -138,7 +140,7 @@ class Fingerprint:
     def lines(self) -> list[str]:
         """For a person."""
         rows = [
-            f"{self.cases} training cases, {self.modality}, channels {', '.join(self.channels)}",
+            f"{self.cases} training cases, {self._modalities_shown()}, channels {', '.join(self.channels)}",
             f"median size {by(self.size)} voxels of {by(self.spacing_mm)} mm (x, y, z)",
         ]
         for name, row in zip(self.channels, self.intensities, strict=True):
@@ -149,19 +151,20 @@ class Fingerprint:
             )
         return rows
 
+    def _modalities_shown(self) -> str:
+        """One word where all channels are of one."""
+        return self.modalities[0] if len(set(self.modalities)) == 1 else " and ".join(self.modalities)
+
     def save(self, path: Path) -> None:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def _modality(findings: Sequence[Finding], channels: tuple[str, ...]) -> Modality:
-    named = {_named(name.strip().upper()) for name in channels}
-    if named == {"CT"}:
-        return "CT"
-    if named - {"MR", None}:  # of other kinds, or of several: no one range is right
-        return "other"
-    hounsfield = [finding.integers and finding.lowest <= CT_AIR for finding in findings]
-    return "CT" if "MR" not in named and np.mean(hounsfield) > 0.5 else "MR"
+def _modalities(findings: Sequence[Finding], channels: tuple[str, ...]) -> tuple[Modality, ...]:
+    """By the channels' names; one that tells nothing is CT where most scans look like it, else MR."""
+    hounsfield = np.mean([finding.hounsfield for finding in findings], axis=0) > 0.5
+    guesses: list[Modality] = ["CT" if looks else "MR" for looks in hounsfield]
+    return tuple(_named(name.strip().upper()) or guess for name, guess in zip(channels, guesses, strict=True))
 
 
 def _named(channel: str) -> Modality | None:

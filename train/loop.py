@@ -16,6 +16,7 @@ import dropgen_rt
 from dropgen_rt.console import Console
 from dropgen_rt.errors import DropgenError, ModelError, UsageError
 from dropgen_rt.evaluate import mean_of
+from dropgen_rt.manifest import plain_intensity
 from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.assemble import (
@@ -286,7 +287,7 @@ class Run:
             "labels": [asdict(label) for label in dataset.labels],
             "dataset": {"name": dataset.name, "notice": dataset.notice, "channels": list(dataset.channels)},
             "source": asdict(dataset.source),
-            "intensity": asdict(self.config.intensity),
+            "intensity": plain_intensity(self.config.intensity),
             "config": self.config.summary(),
             "progress": {"step": self.step, "validation_dice": self.dice},
         }

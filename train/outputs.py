@@ -94,7 +94,7 @@ def _score(
 ) -> dict[str, Any]:  # fmt: skip
     folder = cache or default_cache()
     findings = survey(cases, dataset.table, folder)
-    prepared = prepare(cases, findings, grid_of(dataset, config, config.intensity), folder)
+    prepared = prepare(cases, findings, grid_of(dataset, config), folder)
     scores: list[Score] = []
     others: dict[str, list[NDArray[np.float64]]] = {way: [] for way in OTHER_WAYS}
     labels = len(dataset.labels)

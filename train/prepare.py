@@ -9,7 +9,7 @@ import json
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from dropgen_rt.channels import SAME_GRID, read_channels
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import GeometryError, ResourceError, UnsuitableInputError
 from dropgen_rt.evaluate import same_grid
-from dropgen_rt.manifest import Intensity
+from dropgen_rt.manifest import Intensity, plain_intensity
 from dropgen_rt.preprocess import labels_to_working_grid, normalisation, to_working_grid
 from dropgen_rt.store import home, make_folder
 from dropgen_rt.train.layout import Case
@@ -45,7 +45,7 @@ class Grid:
 
     orientation: str
     spacing_mm: tuple[float, float, float]
-    intensity: Intensity
+    intensity: tuple[Intensity, ...]
     table: LabelTable
 
 
@@ -197,7 +197,7 @@ def in_memory(case: Case, grid: Grid) -> Prepared:
 
 
 def _key(finding: Finding, grid: Grid) -> str:
-    note: list[object] = [FORMAT, finding.digests, grid.orientation, grid.spacing_mm, asdict(grid.intensity)]
+    note: list[object] = [FORMAT, finding.digests, grid.orientation, grid.spacing_mm, plain_intensity(grid.intensity)]
     note += [grid.table.sources, PLACES_PER_LABEL]
     return hashlib.sha256(json.dumps(note).encode()).hexdigest()[:32]
 

@@ -9,7 +9,7 @@ import torch
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import ModelError, UsageError
-from dropgen_rt.manifest import Intensity
+from dropgen_rt.manifest import Intensity, plain_intensity
 from dropgen_rt.store import make_folder
 from dropgen_rt.train.assemble import trained_choices, trained_steps
 from dropgen_rt.train.config import MOST_LEVELS, TrainConfig, build_config, preset_for
@@ -76,6 +76,7 @@ def configure(
     # Refused before every file is read:
     dataset.few(wanted.subjects, wanted.seed)
     ranks.share(wanted.batch)
+    _refuse_other_channels(wanted, dataset)
     require_sound_gradients(wanted, device)
     check_writable(make_folder(out) / "config.toml")
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
@@ -97,7 +98,7 @@ def _chosen(config: TrainConfig, found: Fingerprint, spacing_given: bool) -> Ite
     """What a data set's fingerprint led to, for a person."""
     yield (
         f"spacing {by(config.spacing_mm)} mm (x, y, z), window {by(config.window)} voxels (z, y, x), "
-        f"intensities by {config.intensity.kind} {config.intensity.lower:g} to {config.intensity.upper:g}"
+        f"intensities by {'; '.join(map(str, config.intensity))}"
     )
     yield from found.doubts(config.intensity)
     if not spacing_given and config.spacing_mm != found.target_spacing_mm:
@@ -113,6 +114,14 @@ def _holds_a_run(out: Path) -> bool:
         return (out / "last.pt").is_file() and trained_steps(out / "last.pt") > 0
     except ModelError:
         return True
+
+
+def _refuse_other_channels(wanted: TrainConfig, dataset: Dataset) -> None:
+    if len(wanted.intensity) not in (1, len(dataset.channels)):
+        raise UsageError(
+            f"intensity: {len(wanted.intensity)} tables, the data set has {len(dataset.channels)} channels "
+            f"({', '.join(dataset.channels)}); give one for all, or one for each in this order"
+        )
 
 
 def _not_as_asked(wanted: TrainConfig, named: Set[str], device: torch.device) -> Iterator[str]:
@@ -187,23 +196,23 @@ def suggest(found: Fingerprint, wanted: TrainConfig, given: Sequence[Mapping[str
     smallest = stride if one_will_do else 2 * stride
     bounds = voxels, stride, max(SMALLEST_EDGE, smallest)
     spacing = wanted.spacing_mm if "spacing_mm" in named else found.spacing(*bounds, wanted.coverage, given_window)
-    intensity = _intensity(found, given)
     return {
         "spacing_mm": spacing,
         "window": found.window(*bounds, spacing),
-        "intensity": {"kind": intensity.kind, "lower": intensity.lower, "upper": intensity.upper},
+        "intensity": plain_intensity(_intensity(found, given)),
     }
 
 
-def _intensity(found: Fingerprint, given: Sequence[Mapping[str, Any]]) -> Intensity:
+def _intensity(found: Fingerprint, given: Sequence[Mapping[str, Any]]) -> tuple[Intensity, ...]:
     """As the data suggest, unless another kind was asked for. Raises UsageError for a range without its bounds."""
     tables = [layer["intensity"] for layer in given if isinstance(layer.get("intensity"), Mapping)]
     asked = {name: value for table in tables for name, value in table.items()}
-    if asked.get("kind", found.intensity().kind) == found.intensity().kind:
-        return found.intensity()
-    if asked["kind"] == "range" and not {"lower", "upper"} <= asked.keys():
+    suggested = found.intensity()
+    if not asked or (len(suggested) == 1 and asked.get("kind", suggested[0].kind) == suggested[0].kind):
+        return suggested
+    if asked.get("kind") == "range" and not {"lower", "upper"} <= asked.keys():
         raise UsageError("intensity.kind 'range': give its bounds, too, --set intensity.lower=… and intensity.upper=…")
-    return Intensity()
+    return (Intensity(),)
 
 
 def _named(given: Sequence[Mapping[str, Any]]) -> set[str]:

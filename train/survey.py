@@ -26,10 +26,12 @@ from dropgen_rt.train.parallel import each
 from dropgen_rt.volume import Scan, read_label_map, read_scan, sha256_of
 
 # Of the notes that are kept of cases; raised with every fault that is newly looked for, or sound notes would hide it.
-FORMAT = "dropgen-rt survey 3"
+FORMAT = "dropgen-rt survey 4"
 PERCENTILES = (0.5, 50.0, 99.5)
 # Every so many voxels of a scan are enough for its percentiles.
 SAMPLED_VOXELS = 200_000
+# A scan with whole numbers down to here looks like CT: air is -1000.
+CT_AIR = -500.0
 SHOWN_FAULTS = 50
 # A label map with more unknown values than this is more likely the scan itself.
 SCANS_VALUES = 32
@@ -41,7 +43,8 @@ class Finding:
     """One case as it lies on disk. ``size`` and ``spacing_mm`` are (x, y, z) of the LPS-oriented scan.
 
     ``percentiles`` holds per channel those of PERCENTILES over the whole scan and, after them, inside the
-    labels; ``voxels`` the count of each label of the table, background left out.
+    labels, ``hounsfield`` whether its values look like Hounsfield units; ``voxels`` the count of each label of the
+    table, background left out.
     """
 
     case: str
@@ -50,8 +53,7 @@ class Finding:
     size: tuple[int, int, int] = (0, 0, 0)
     spacing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     percentiles: tuple[tuple[float, ...], ...] = ()
-    lowest: float = 0.0
-    integers: bool = False
+    hounsfield: tuple[bool, ...] = ()
     voxels: tuple[int, ...] = field(default_factory=tuple)
 
 
@@ -131,10 +133,13 @@ def _described(case: Case, scans: list[Scan], merged: np.ndarray, voxels: np.nda
         oriented.size,
         oriented.spacing_mm,
         tuple(percentiles),
-        min(float(scan.volume.array.min()) for scan in scans),
-        all(np.array_equal(scan.volume.array, np.rint(scan.volume.array)) for scan in scans),
+        tuple(_hounsfield(scan.volume.array) for scan in scans),
         tuple(map(int, voxels)),
     )
+
+
+def _hounsfield(array: np.ndarray) -> bool:
+    return float(array.min()) <= CT_AIR and np.array_equal(array, np.rint(array))
 
 
 def _stride(shape: tuple[int, ...]) -> int:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(CXX is None, reason="no g++ to run the CUDA file
 WINDOW, CLASSES = (16, 16, 16), 5
 MANIFEST = Manifest(
     "tiny", tuple(Label(value, f"label {value}", (value, 0, 0)) for value in range(1, CLASSES)), (2.0, 2.0, 2.0),
-    WINDOW, 16, intensity=Intensity("percentile", 1, 99),
+    WINDOW, 16, intensity=(Intensity("percentile", 1, 99),),
 )  # fmt: skip
 
 

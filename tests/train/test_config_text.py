@@ -19,8 +19,21 @@ def test_toml_gives_back_the_config(preset: str, tmp_path: Path) -> None:
     config.save(tmp_path / "config.toml")
     again = build_config(read_toml(tmp_path / "config.toml"))
     assert again == config
-    assert again.intensity == Intensity("range", -1024.0, 1024.0)
+    assert again.intensity == (Intensity("range", -1024.0, 1024.0),)
     assert again.augment.flip_axes == ("x", "y")
+
+
+def test_toml_gives_back_an_intensity_of_each_channel(tmp_path: Path) -> None:
+    config = build_config(parse_assignments(['intensity=[{kind = "range", lower = 0, upper = 80}, {}]']))
+    assert config.intensity == (Intensity("range", 0.0, 80.0), Intensity())
+    config.save(tmp_path / "config.toml")
+    assert build_config(read_toml(tmp_path / "config.toml")) == config
+
+
+@pytest.mark.parametrize("value", [[], "CT", 3, [{}, "CT"], [{"unit": "HU"}]])
+def test_what_are_no_intensities_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match=r"^intensity"):
+        build_config({"intensity": value})
 
 
 @pytest.mark.parametrize("name", ['a "b"', "back\\slash", "line\nbreak", "é, \t and \x01"])

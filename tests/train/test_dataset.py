@@ -9,7 +9,6 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  the name its users know
 
 from dropgen_rt.errors import FaultyDatasetError, GeometryError, InputError
-from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import Dataset, read_case, read_dataset
 from dropgen_rt.train.patients import told
@@ -89,7 +88,7 @@ def test_several_channels(balls: Path) -> None:
         shutil.copy(image, str(image).replace("_0000", "_0001"))
     dataset = accepted(balls)
     assert [path.name for path in dataset.training[0].images] == ["case0_0000.nii.gz", "case0_0001.nii.gz"]
-    image, _ = read_case(dataset.training[0], dataset, TrainConfig(window=(16, 16, 16)), Intensity())
+    image, _ = read_case(dataset.training[0], dataset, TrainConfig(window=(16, 16, 16)))
     assert image.shape == (2, 20, 22, 24)
     (balls / "imagesTr" / "case3_0001.nii.gz").unlink()
     assert "case3.nii.gz: 1 of 2 channels in imagesTr; add case3_0001.nii.gz" in refusal(balls)
@@ -212,7 +211,7 @@ def test_few_subjects_are_drawn_by_the_seed(balls: Path) -> None:
 def test_a_case_comes_on_the_working_grid(balls: Path) -> None:
     dataset = read_dataset(balls)
     config = TrainConfig(window=(16, 16, 16), spacing_mm=(2.0, 1.0, 1.0))
-    image, labels = read_case(dataset.training[0], dataset, config, Intensity())
+    image, labels = read_case(dataset.training[0], dataset, config)
     assert image.shape == (1, 20, 22, 12)
     assert labels.shape == (20, 22, 12)
     assert image.min() == 0
@@ -398,4 +397,4 @@ def test_unlike_grids_are_refused_when_read(balls: Path) -> None:
     config = TrainConfig(window=(16, 16, 16))
     write(np.ones((5, 5, 5), np.uint8), case.label)
     with pytest.raises(GeometryError, match=r"shape \(5, 5, 5\), its image has \(20, 22, 24\)"):
-        read_case(case, dataset, config, Intensity())
+        read_case(case, dataset, config)

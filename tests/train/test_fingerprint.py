@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.dataset import read_dataset
 from dropgen_rt.train.fingerprint import CT_RANGE, GROWTH, Fingerprint
 from dropgen_rt.train.survey import Finding, survey
 
 FINDING = Finding(
-    "a", (), ("x", "y"), (100, 120, 20), (1.0, 1.0, 5.0), ((0.0, 50.0, 200.0, 40.0, 90.0, 180.0),), 0.0, True, (10, 30)
+    "a", (), ("x", "y"), (100, 120, 20), (1.0, 1.0, 5.0), ((0.0, 50.0, 200.0, 40.0, 90.0, 180.0),), (False,), (10, 30)
 )
 
 # Spacings are rounded up to three digits.
@@ -24,7 +25,8 @@ ROUNDED = 1.01
 def test_of_real_files(balls: Path, tmp_path: Path) -> None:
     dataset = read_dataset(balls)
     found = Fingerprint.of(survey(dataset.training, dataset.table, None), dataset.channels)
-    assert (found.cases, found.modality, found.size, found.spacing_mm) == (5, "MR", (24, 22, 20), (1.0, 1.0, 1.0))
+    assert (found.cases, found.modalities, found.size) == (5, ("MR",), (24, 22, 20))
+    assert found.spacing_mm == (1.0, 1.0, 1.0)
     whole, inside = found.intensities[0][:3], found.intensities[0][3:]
     assert whole[1] == pytest.approx(10, abs=2)  # most is background at a tenth of the brightest
     assert 50 < inside[1] < 110
@@ -35,23 +37,43 @@ def test_of_real_files(balls: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "changes", "modality"),
+    ("channels", "hounsfield", "modalities", "shown"),
     [
-        (("CT",), {}, "CT"),
-        (("MRI",), {"lowest": -1000.0}, "MR"),
-        (("image",), {"lowest": -1000.0}, "CT"),
-        (("image",), {"lowest": -1000.0, "integers": False}, "MR"),
-        (("image",), {}, "MR"),
-        (("T1", "image"), {"lowest": -1000.0}, "MR"),
-        (("CT", "PET"), {"lowest": -1000.0}, "other"),
-        (("CT", "MRI"), {"lowest": -1000.0}, "other"),
-        (("pet",), {"lowest": -1000.0}, "other"),
+        (("CT",), (False,), ("CT",), "CT"),
+        (("MRI",), (True,), ("MR",), "MR"),
+        (("image",), (True,), ("CT",), "CT"),
+        (("image",), (False,), ("MR",), "MR"),
+        (("T1", "image"), (False, True), ("MR", "CT"), "MR and CT"),
+        (("CT", "PET"), (True, False), ("CT", "other"), "CT and other"),
+        (("MRI", "ct"), (False, False), ("MR", "CT"), "MR and CT"),
+        (("T1", "T2"), (False, False), ("MR", "MR"), "MR"),
+        (("pet",), (True,), ("other",), "other"),
     ],
 )
-def test_modality_and_intensity(channels: tuple[str, ...], changes: dict, modality: str) -> None:
-    found = Fingerprint.of([replace(FINDING, **changes)], channels)
-    assert found.modality == modality
-    assert (found.intensity() == CT_RANGE) == (modality == "CT")
+def test_modality_and_intensity(
+    channels: tuple[str, ...], hounsfield: tuple[bool, ...], modalities: tuple[str, ...], shown: str
+) -> None:
+    percentiles = FINDING.percentiles * len(channels)
+    found = Fingerprint.of([replace(FINDING, hounsfield=hounsfield, percentiles=percentiles)], channels)
+    assert found.modalities == modalities
+    each = tuple(CT_RANGE if modality == "CT" else Intensity() for modality in modalities)
+    assert found.intensity() == (each if len(set(each)) > 1 else each[:1])
+    assert found.lines()[0] == f"1 training cases, {shown}, channels {', '.join(channels)}"
+
+
+def test_most_scans_tell_what_an_unnamed_channel_is() -> None:
+    looks = [replace(FINDING, hounsfield=(hounsfield,)) for hounsfield in (True, True, False)]
+    assert Fingerprint.of(looks, ("image",)).modalities == ("CT",)
+    assert Fingerprint.of(looks[1:], ("image",)).modalities == ("MR",)
+
+
+def test_each_channel_is_doubted_by_its_own_range() -> None:
+    """Bone windows hold what the labels hold, the second channel's 0 to 200 does not."""
+    row = (-1000.0, 0.0, 400.0, -50.0, 300.0, 380.0)
+    found = Fingerprint.of([replace(FINDING, percentiles=(row, row), hounsfield=(True, True))], ("CT", "CT low"))
+    assert found.doubts((CT_RANGE,)) == []
+    [line] = found.doubts((CT_RANGE, Intensity("range", 0.0, 200.0)))
+    assert line.startswith("warning: CT low: of intensities from -1000 to 400, in the labels about 300")
 
 
 def test_median_spacing_unless_one_axis_is_coarse() -> None:

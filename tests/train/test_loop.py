@@ -255,7 +255,7 @@ def test_weights_that_are_not_finite_are_not_saved(balls: Path, tmp_path: Path) 
 
 def test_processes_draw_the_same_crops(balls: Path) -> None:
     dataset, config = read_dataset(balls), replace(CONFIG, batch=3)
-    grid = grid_of(dataset, config, config.intensity)
+    grid = grid_of(dataset, config)
     cases = [in_memory(case, grid) for case in dataset.training]
     drawing = Drawing(ScanSampler(cases, config), config.seed, (0, 2))
     threads = torch.get_num_threads()

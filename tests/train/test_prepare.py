@@ -39,7 +39,7 @@ def prepared(folder: Path, cache: Path, workers: int = 1, config: TrainConfig = 
     dataset = read_dataset(folder)
     done: list[int] = []
     findings = survey(dataset.cases, dataset.table, None)
-    grid = grid_of(dataset, config, Intensity())
+    grid = grid_of(dataset, config)
     return prepare(dataset.cases, findings, grid, cache, workers, lambda n, total: done.append(total)), done
 
 
@@ -47,7 +47,7 @@ def test_a_prepared_case_is_the_read_one(balls: Path, tmp_path: Path) -> None:
     dataset = read_dataset(balls)
     made, _ = prepared(balls, tmp_path / "cache")
     for case, ready in zip(dataset.cases, made, strict=True):
-        image, labels = read_case(case, dataset, CONFIG, Intensity())
+        image, labels = read_case(case, dataset, CONFIG)
         assert np.array_equal(ready.image, image)
         assert np.array_equal(ready.label, labels)
         assert all(labels[z, y, x] == value for value, z, y, x in ready.places)
@@ -89,7 +89,7 @@ def test_a_stopped_preparation_goes_on(balls: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", [0, 100, 400])
 def test_a_cached_file_that_was_cut_short_is_made_again(balls: Path, tmp_path: Path, left: int) -> None:
     dataset = read_dataset(balls)
-    cases, grid = dataset.training[:1], grid_of(dataset, TrainConfig(window=(16, 16, 16)), Intensity())
+    cases, grid = dataset.training[:1], grid_of(dataset, TrainConfig(window=(16, 16, 16)))
     findings = survey(cases, dataset.table, None)
     (before,) = prepare(cases, findings, grid, tmp_path, 1)
     expected = np.array(before.image)
@@ -195,7 +195,7 @@ def test_labels_lie_on_the_image_whatever_their_header_rounds(
         written = sitk.GetImageFromArray(array)
         written.SetSpacing((float(edge),) * 3)
         sitk.WriteImage(written, str(path))
-    grid = Grid("LPS", (1.0, 1.0, 1.0), Intensity("range", 0.0, 100.0), read_dataset(balls).table)
+    grid = Grid("LPS", (1.0, 1.0, 1.0), (Intensity("range", 0.0, 100.0),), read_dataset(balls).table)
     image, label = on_working_grid(Case("c", (tmp_path / "image.mha",), tmp_path / "label.mha"), grid)
     assert image.shape[1:] == label.shape
     assert np.array_equal(label == 1, image[0] > 0.5)
@@ -248,6 +248,6 @@ def test_a_full_disk_is_told_in_one_line(balls: Path, tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_made_is_refused(balls: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    grid = Grid("LPS", (1.0, 1.0, 1.0), Intensity(), read_dataset(balls).table)
+    grid = Grid("LPS", (1.0, 1.0, 1.0), (Intensity(),), read_dataset(balls).table)
     with pytest.raises(OutputError, match="cannot write"):
         prepare([], [], grid, tmp_path / "file" / "cache")

@@ -10,6 +10,7 @@ import torch
 
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UsageError
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.assemble import make_network
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import read_dataset
@@ -172,10 +173,10 @@ def test_ct_that_is_no_hounsfield_is_told(
     description = json.loads((balls / "dataset.json").read_text()) | {"channel_names": {"0": "CT"}}
     (balls / "dataset.json").write_text(json.dumps(description))
     config = chosen(balls, tmp_path, [])
-    assert (config.intensity.kind, config.intensity.upper) == ("range", 1024.0)
+    assert config.intensity == (Intensity("range", -1024.0, 1024.0),)
     assert ("warning: CT: of intensities from" in capsys.readouterr().out) == told
     config = chosen(balls, tmp_path, ["intensity.kind=percentile"])
-    assert (config.intensity.lower, config.intensity.upper) == (0.5, 99.5)
+    assert config.intensity == (Intensity(),)
     assert "warning: CT" not in capsys.readouterr().out
 
 
@@ -183,4 +184,48 @@ def test_a_range_is_asked_for_with_its_bounds(balls: Path, tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"intensity\.kind 'range': give its bounds, too"):
         chosen(balls, tmp_path, ["intensity.kind=range"])
     config = chosen(balls, tmp_path, ["intensity.kind=range", "intensity.lower=0", "intensity.upper=120"])
-    assert (config.intensity.kind, config.intensity.lower, config.intensity.upper) == ("range", 0.0, 120.0)
+    assert config.intensity == (Intensity("range", 0.0, 120.0),)
+
+
+@pytest.fixture
+def ct_beside_pet(balls: Path) -> Path:
+    """The balls as PET, and as CT from air to soft tissue beside it."""
+    for path in sorted((balls / "imagesTr").iterdir()):
+        pet = sitk.ReadImage(str(path))
+        sitk.WriteImage(pet, str(path).replace("_0000", "_0001"))
+        sitk.WriteImage(sitk.Round(pet * 10.0 - 1000.0), str(path))
+    description = json.loads((balls / "dataset.json").read_text())
+    (balls / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": "CT", "1": "PET"}}))
+    return balls
+
+
+CT_THEN_PET = (Intensity("range", -1024.0, 1024.0), Intensity())
+
+
+def test_ct_beside_another_kind_keeps_its_range(
+    ct_beside_pet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert chosen(ct_beside_pet, tmp_path, []).intensity == CT_THEN_PET
+    said = capsys.readouterr().out
+    assert "6 training cases" not in said  # one is held out
+    assert "training cases, CT and other, channels CT, PET" in said
+    assert "intensities by range -1024 to 1024; percentile 0.5 to 99.5" in said
+    assert chosen(ct_beside_pet, tmp_path, ["intensity.kind=percentile"]).intensity == (Intensity(),)
+    assert chosen(ct_beside_pet, tmp_path, ["intensity.lower=1"]).intensity == (Intensity("percentile", 1.0),)
+    narrow = chosen(ct_beside_pet, tmp_path, ["intensity=[{kind='range', lower=-200, upper=300}, {upper=99}]"])
+    assert narrow.intensity == (Intensity("range", -200.0, 300.0), Intensity("percentile", 0.5, 99.0))
+
+
+def test_intensities_of_another_number_of_channels_are_refused(ct_beside_pet: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"3 tables, the data set has 2 channels \(CT, PET\); give one for all"):
+        chosen(ct_beside_pet, tmp_path, ["intensity=[{}, {}, {}]"])
+
+
+def test_a_run_of_several_kinds_is_begun_again_from_its_own_file(ct_beside_pet: Path, tmp_path: Path) -> None:
+    config = chosen(ct_beside_pet, tmp_path, [])
+    config.save(tmp_path / "config.toml")
+    again = configure(
+        ct_beside_pet, tmp_path / "again", preset="tiny", file=tmp_path / "config.toml", options={}, assignments=[],
+        split=None, cache=tmp_path / "cache", workers=1, console=Console(False), device=CPU,
+    )  # fmt: skip
+    assert again == config
