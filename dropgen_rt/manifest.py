@@ -171,16 +171,7 @@ class Manifest:
                 f"manifest of {self.name!r}: largest_batch {self.largest_batch}, golden_sha256 {self.golden_sha256!r}; "
                 "accepted are a name, 0 and up, and a sha256 or nothing"
             )
-        if not self.channels or not 0 <= self.overlap < 1:
-            raise ModelError(
-                f"manifest of {self.name!r}: channels {self.channels}, overlap {self.overlap}; accepted are one "
-                "channel or more, and 0 up to, not including, 1"
-            )
-        if len(self.intensity) not in (1, len(self.channels)):
-            raise ModelError(
-                f"manifest of {self.name!r}: intensity has {len(self.intensity)} tables for {len(self.channels)} "
-                "channels; accepted are one for all, or one for each"
-            )
+        self._check_channels()
         choices = {"blend": BLENDS, "placement": PLACEMENTS, "components": COMPONENTS}
         for item, accepted in choices.items():
             if getattr(self, item) not in accepted:
@@ -191,6 +182,18 @@ class Manifest:
             parse_orientation(str(self.orientation))
         except GeometryError as error:
             raise ModelError(f"manifest of {self.name!r}: {error}") from error
+
+    def _check_channels(self) -> None:
+        if not self.channels or not 0 <= self.overlap < 1:
+            raise ModelError(
+                f"manifest of {self.name!r}: channels {self.channels}, overlap {self.overlap}; accepted are one "
+                "channel or more, and 0 up to, not including, 1"
+            )
+        if len(self.intensity) not in (1, len(self.channels)):
+            raise ModelError(
+                f"manifest of {self.name!r}: intensity has {len(self.intensity)} tables for {len(self.channels)} "
+                "channels; accepted are one for all, or one for each"
+            )
 
     @property
     def classes(self) -> int:
