@@ -73,11 +73,7 @@ def configure(
     for line in _not_as_asked(wanted, _named(given[-2:]), device):  # a file's are those of another run
         console.line(line)
     dataset, ranks = read_dataset(data, split), ranks or Ranks()
-    # Refused before every file is read:
-    dataset.few(wanted.subjects, wanted.seed)
-    ranks.share(wanted.batch)
-    _refuse_other_channels(wanted, dataset)
-    require_sound_gradients(wanted, device)
+    _refuse_early(wanted, dataset, ranks, device)
     check_writable(make_folder(out) / "config.toml")
     if dataset.synthesis is not None:  # nothing to measure: images are made on the grid that is asked for
         for name in sorted(_named(given[-2:]) & {"augment", "coverage"}):
@@ -116,7 +112,11 @@ def _holds_a_run(out: Path) -> bool:
         return True
 
 
-def _refuse_other_channels(wanted: TrainConfig, dataset: Dataset) -> None:
+def _refuse_early(wanted: TrainConfig, dataset: Dataset, ranks: Ranks, device: torch.device) -> None:
+    """What can be told before every file is read."""
+    dataset.few(wanted.subjects, wanted.seed)
+    ranks.share(wanted.batch)
+    require_sound_gradients(wanted, device)
     if len(wanted.intensity) not in (1, len(dataset.channels)):
         raise UsageError(
             f"intensity: {len(wanted.intensity)} tables, the data set has {len(dataset.channels)} channels "
