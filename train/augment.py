@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from monai import transforms
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ SHARPEN_ALPHA = (1.0, 5.0)
 # A coarse voxel is the mean of the fine ones that it covers. MONAI's default, and so the reference's, is the first of
 # them: the image moves along each axis, by 1.5 fine voxels where four become one, and the labels stay.
 DOWNSAMPLE_MODE = "area"
+# Corners of a random intensity curve, fewest and most.
+CURVE_POINTS = 2, 5
 
 
 def augmentation(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> transforms.Compose:
@@ -61,6 +64,27 @@ def _affine_grid(config: AugmentConfig, window: Sequence[int], spacing_mm: Seque
     return grid
 
 
+class _RandIntensityCurved(transforms.RandomizableTransform):
+    """A contrast that no scanner may have: intensities go through a polyline that rises and falls at random.
+
+    The idea is that of Models Genesis' non-linear transformation (Zhou et al., arXiv 1908.06912). The polyline has
+    CURVE_POINTS corners, evenly spaced from 0 to 1, and its extremes are 0 and 1; of two it is the image or its
+    inversion. What is 0 stays 0: air is dark whatever the contrast, and beyond a scan there is nothing.
+    """
+
+    def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.randomize(None)
+        if not self._do_transform:
+            return data
+        return {**data, "image": torch.stack([self._curved(channel) for channel in data["image"]])}
+
+    def _curved(self, channel: Tensor) -> Tensor:
+        corners = self.R.uniform(size=self.R.randint(CURVE_POINTS[0], CURVE_POINTS[1] + 1))
+        corners = (corners - corners.min()) / np.ptp(corners)
+        values = np.interp(channel.numpy(), np.linspace(0, 1, len(corners)), corners)
+        return torch.where(channel > 0, torch.from_numpy(values.astype(np.float32)), 0.0)
+
+
 def _spatial(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> list[transforms.Transform]:
     p, both = config.probability, ["image", "label"]
     steps: list[transforms.Transform] = []
@@ -78,6 +102,8 @@ def _spatial(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[
 def _intensity(config: AugmentConfig) -> list[transforms.Transform]:
     p, image, sigma = config.probability, ["image"], config.smooth_voxels
     steps: list[transforms.Transform] = []
+    if config.intensity_curve:
+        steps.append(_RandIntensityCurved(config.intensity_curve))
     if config.zoom[0] < 1:
         steps.append(transforms.RandSimulateLowResolutiond(
             image, prob=p, zoom_range=config.zoom, downsample_mode=DOWNSAMPLE_MODE,

@@ -39,6 +39,8 @@ def check_seed(seed: int) -> None:
 class AugmentConfig:
     """Each kind happens with ``probability``; the ranges are the reference's. Zero or 1 … 1 switches a kind off.
 
+    ``intensity_curve`` is a probability of its own, of a kind that the reference has not: contrasts drawn at random.
+
     ``flip_axes`` (of the oriented scan: x is left-right in LPS) and ``quarter_turns`` (in the x-y plane) are
     off, because they are right only where no label is of one side.
     """
@@ -54,12 +56,14 @@ class AugmentConfig:
     gamma: tuple[float, float] = (0.5, 2.0)
     smooth_voxels: tuple[float, float] = (0.25, 1.0)
     sharpen: bool = True
+    intensity_curve: float = 0.0
     flip_axes: tuple[str, ...] = ()
     quarter_turns: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise UsageError(f"augment.probability {self.probability}: accepted is a number from 0 to 1")
+        for name in ("probability", "intensity_curve"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augment.{name} {getattr(self, name)}: accepted is a number from 0 to 1")
         if not set(self.flip_axes) <= set(AXES):
             raise UsageError(f"augment.flip_axes {list(self.flip_axes)}: accepted are {', '.join(AXES)}")
         for name in ("zoom", "bias_field", "gibbs", "gamma", "smooth_voxels"):

@@ -31,6 +31,7 @@ from dropgen_rt.train.assemble import (
 )
 from dropgen_rt.train.batches import batches
 from dropgen_rt.train.config import TrainConfig
+from dropgen_rt.train.config_text import merge
 from dropgen_rt.train.dataset import Dataset, read_dataset
 from dropgen_rt.train.device import (
     autocast,
@@ -311,6 +312,7 @@ def cosine(peak: float, step: int, steps: int) -> float:
 
 def _changed(before: dict, now: dict) -> str:
     """Names of the options that a resumed run must not change and that differ."""
-    before = TrainConfig().summary() | before  # an option that an older version did not know had its default
-    names = sorted({*before, *now} - CHANGEABLE)
-    return ", ".join(name for name in names if before.get(name) != now.get(name))
+    known = TrainConfig().summary()
+    merge(known, before)  # an option that an older version did not know had its default
+    names = sorted({*known, *now} - CHANGEABLE)
+    return ", ".join(name for name in names if known.get(name) != now.get(name))

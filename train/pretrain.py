@@ -23,6 +23,7 @@ from dropgen_rt.inspect_file import scans_in
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.config import check_seed
 from dropgen_rt.train.device import autocast, choose_device, memory_told, move_to
+from dropgen_rt.train.fast_cpu import fast_cpu
 from dropgen_rt.train.layers import InstanceNorm3d
 from dropgen_rt.train.network import INSTANCE_NORM_EPS, UNet, UNetConfig
 from dropgen_rt.train.prepare import held
@@ -196,6 +197,7 @@ def ensemble_loss(model: Pretraining, views: Tensor, labels: Tensor, source: Ran
 
 
 @memory_told("--batch, --edge or --width")
+@fast_cpu()
 def pretrain(
     folder: Path,
     out: Path,

@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import center_of_mass
 from tolerances import MOVED_VOXELS, TURNED_LENGTH
 
-from dropgen_rt.train.augment import augmentation, rotations
+from dropgen_rt.train.augment import CURVE_POINTS, augmentation, rotations
 from dropgen_rt.train.config import AugmentConfig
 from dropgen_rt.train.samples import plain
 
@@ -104,6 +104,41 @@ def test_an_image_stays_on_its_labels(changes: dict[str, Any]) -> None:
         centres = [np.array(center_of_mass(plain(out[key])[0].numpy())) for key in ("image", "label")]
         moved.append(centres[0] - centres[1])
     assert np.abs(np.mean(moved, axis=0)).max() < MOVED_VOXELS
+
+
+def curved(image: torch.Tensor, seed: int, probability: float = 1.0) -> torch.Tensor:
+    config = replace(STILL, probability=0.0, intensity_curve=probability)
+    given = {"image": image, "label": (image[:1] > 0.5).to(torch.uint8)}
+    out = augmentation(config, *CUBE).set_random_state(seed=seed)(given)
+    assert torch.equal(plain(out["label"]), given["label"])
+    assert torch.equal(image, given["image"])  # as it came: prepared scans are drawn from again
+    return plain(out["image"])
+
+
+def test_a_contrast_is_a_polyline_from_least_to_most_and_air_stays_dark() -> None:
+    image = torch.linspace(0, 1, 1201).reshape(1, 1, 1, -1)  # the corners of all curves are among these
+    corners = []
+    for seed in range(60):
+        out = curved(image, seed)[0, 0, 0].numpy()
+        assert out[0] == 0 and out.dtype == np.float32
+        assert (out[1:].min(), out.max()) == pytest.approx((0, 1), abs=0.01)  # but for the first of the ramp
+        corners.append(2 + np.count_nonzero(np.abs(np.diff(out[1:], 2)) > 1e-5))
+    assert set(corners) == set(range(CURVE_POINTS[0], CURVE_POINTS[1] + 1))
+
+
+def test_two_corners_are_the_image_or_its_inversion() -> None:
+    image = torch.linspace(0.01, 1, 1200).reshape(1, 1, 1, -1)
+    found = [curved(image, seed) for seed in range(60)]
+    assert any(torch.allclose(out, image) for out in found)
+    assert any(torch.allclose(out, 1 - image, atol=1e-6) for out in found)
+
+
+def test_each_channel_has_a_contrast_of_its_own_in_its_share_of_crops() -> None:
+    image = torch.linspace(0, 1, 1200).expand(2, 1, 1, -1).clone()
+    found = [curved(image, seed, 0.3) for seed in range(100)]
+    changed = [out for out in found if not torch.equal(out, image)]
+    assert 15 < len(changed) < 45
+    assert np.mean([torch.equal(out[0], out[1]) for out in changed]) < 0.1
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.5, 1.5, 4.0), (3.0, 1.0, 1.0)])

@@ -97,6 +97,7 @@ def test_the_paper_preset_is_the_papers() -> None:
         ({"stepps": 1}, "stepps: no such option; accepted are steps, batch"),
         ({"augment": {"nois": 1}}, "augment.nois: no such option; accepted are augment.probability"),
         ({"augment": {"probability": 2}}, "augment.probability 2.0"),
+        ({"augment": {"intensity_curve": -0.1}}, "augment.intensity_curve -0.1: accepted is a number from 0 to 1"),
         ({"augment": {"flip_axes": ["q"]}}, "augment.flip_axes"),
         ({"augment": {"gamma": [2.0, 0.5]}}, "augment.gamma"),
         ({"augment": 3}, "augment 3: accepted is a table"),

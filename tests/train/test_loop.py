@@ -116,6 +116,20 @@ def test_a_best_of_the_image_alone_is_the_newest(
     assert load_network(tmp_path / "run" / "best.pt")[1]["progress"]["step"] == 4
 
 
+def test_a_checkpoint_of_before_an_option_was_there_goes_on(balls: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, method="erm", steps=3)
+    run(balls, tmp_path / "run", config, None)
+    last = tmp_path / "run" / "last.pt"
+    content = checkpoint.load(last)
+    del content["config"]["padding"], content["config"]["augment"]["intensity_curve"]
+    checkpoint.save(last, content)
+    assert run(balls, tmp_path / "run", config, None, resume=True) == []
+    del content["config"]["seed"]  # had the default, 0
+    checkpoint.save(last, content)
+    with pytest.raises(UsageError, match="trained with other options"):
+        run(balls, tmp_path / "run", replace(config, seed=1), None, resume=True)
+
+
 def test_resume_with_other_options_is_refused(balls: Path, encoder: Path, tmp_path: Path) -> None:
     run(balls, tmp_path / "run", CONFIG, encoder)
     with pytest.raises(UsageError, match="trained with other options"):
