@@ -70,6 +70,7 @@ def row(model: Model, found: dict[str, list[float]]) -> dict[str, object]:
     outside = [value for name, value in dice.items() if name != AS_IT_IS]
     return {
         **{key: config[key] for key in TOLD},
+        "intensity_curve": config["augment"].get("intensity_curve", 0.0),
         "dice": dice,
         "changed": round(float(np.mean(outside)), 4),
     }

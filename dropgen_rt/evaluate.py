@@ -29,6 +29,8 @@ TOLERANCE_MM = 1.0
 
 # The finest atlases have some hundred structures; a map of more values is an image whose numbers happen to be whole.
 MAX_STRUCTURES = 1000
+# A label map with more values than this that nobody expects is more likely the scan itself.
+SCANS_VALUES = 32
 
 
 def dice_per_label(prediction: NDArray[np.integer], reference: NDArray[np.integer], labels: int) -> NDArray[np.float64]:
@@ -100,6 +102,8 @@ def evaluate_files(
         found_values, known_values = (_values_present(paths) for paths in zip(*pairs, strict=True))
         values = sorted(found_values | known_values)
         yield from _doubt(known_values - found_values)
+        yield from _scans(found_values - known_values, "the predictions", "label map")
+        yield from _scans(known_values - found_values, "the label maps", "prediction")
     names = read_label_table(table) if table is not None else LabelTable.plain(values or [])
     scores: list[Score] = []
     ours, theirs = set[int](), set[int]()
@@ -218,6 +222,12 @@ def _doubt(lone: set[int]) -> Iterator[str]:
             f"warning: no prediction holds the label values {_some(sorted(lone))}; if a model merges them, give its "
             "data set's --labels DATASET.JSON"
         )
+
+
+def _scans(lone: set[int], where: str, other: str) -> Iterator[str]:
+    """What to say of so many values in one of the two that it may be no label map."""
+    if len(lone) > SCANS_VALUES:
+        yield f"warning: {where} hold {len(lone)} values that no {other} holds; if they are scans, give label maps"
 
 
 def _some(items: Sequence[object]) -> str:

@@ -342,6 +342,18 @@ def test_values_of_the_prediction_alone_are_no_reason_to_merge(tmp_path):
     assert warning.startswith("warning: no prediction holds the label values 2, 3, 4, 5, 6 and 1 more;")
 
 
+@pytest.mark.parametrize(("values", "told"), [(35, True), (34, False)])
+def test_a_scan_in_a_label_maps_place_is_doubted(tmp_path, values, told):
+    """An 8-bit one is a map like another; 33 values and more that the other lacks make it doubtful."""
+    scan = write(tmp_path / "scan.nii.gz", np.arange(values, dtype=np.uint8).reshape(1, 1, -1))
+    label = write(tmp_path / "label.nii.gz", np.arange(values, dtype=np.uint8).reshape(1, 1, -1) % 2)
+    few = "if they are scans, give label maps"
+    ours = f"warning: the predictions hold {values - 2} values that no label map holds; {few}"
+    assert (ours in evaluate_files(scan, label, None, None)) == told
+    theirs = f"warning: the label maps hold {values - 2} values that no prediction holds; {few}"
+    assert (theirs in evaluate_files(label, scan, None, None)) == told
+
+
 def test_where_nothing_can_be_written_is_found_before_a_map_is_read(tmp_path):
     with pytest.raises(OutputError, match="the folder does not exist"):
         next(evaluate_files(tmp_path / "none.nii", tmp_path / "none.nii", None, tmp_path / "none" / "scores.json"))

@@ -18,7 +18,7 @@ from dropgen_rt.atomic import atomic_path
 from dropgen_rt.channels import SAME_GRID
 from dropgen_rt.dataset_labels import LabelTable
 from dropgen_rt.errors import DropgenError, FaultyDatasetError
-from dropgen_rt.evaluate import apart_mm, same_grid
+from dropgen_rt.evaluate import SCANS_VALUES, apart_mm, same_grid
 from dropgen_rt.geometry import Geometry
 from dropgen_rt.inspect_file import files_of
 from dropgen_rt.train.layout import Case
@@ -33,8 +33,6 @@ SAMPLED_VOXELS = 200_000
 # A scan with whole numbers down to here looks like CT: air is -1000.
 CT_AIR = -500.0
 SHOWN_FAULTS = 50
-# A label map with more unknown values than this is more likely the scan itself.
-SCANS_VALUES = 32
 Read = TypeVar("Read")
 
 
