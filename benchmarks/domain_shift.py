@@ -7,9 +7,10 @@ python benchmarks/domain_shift.py report --runs RUNS --out benchmarks/results/do
 
 ``run`` does what is not yet done: each method and seed leaves one JSON file in RUNS, so it may be stopped (--minutes),
 started again, and started several times at once with other --seeds. Training itself turns, scales and shears only, so
-that every change of the hippocampi's contrast is one that it never saw. Heads are painted as T1s with bias fields,
-noise and thick slices (``domain_data.tissue``); what is new there is T2 and PD. The best step is not chosen: the last
-one is tested. The recorded runs have ``--batch 2 --cases 12``; a report holds all settings.
+that every change of the hippocampi's contrast is one that it never saw, unless --intensity-curve redraws contrasts.
+Heads are painted as T1s with bias fields, noise and thick slices (``domain_data.tissue``); what is new there is T2 and
+PD. The best step is not chosen: the last one is tested. The recorded runs have ``--batch 2 --cases 12``; a report holds
+all settings.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch.nn.functional as F  # noqa: N812  it is F everywhere
 from monai.inferers import sliding_window_inference
 from recording import machine, write
 
+from dropgen_rt.train.augment import RandIntensityCurved
 from dropgen_rt.train.checkpoint import load_encoder
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.device import autocast, move_to
@@ -36,8 +38,10 @@ IMAGE_FIRST = {"image_first": 0.5, "feature_scale": 0.2, "settle": 0.3}
 METHODS = (
     "erm", "features", "concat", "dropgen 0.25", "dropgen 0.5", "dropgen 0.75", "image-first 0.25", "image-first 0.1",
 )  # fmt: skip
-SETTINGS = ("steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision", "norm")
-OLDER = {"subjects": 0, "norm": "batch"}  # what runs had that do not tell it
+SETTINGS = (
+    "steps", "batch", "width", "levels", "learning_rate", "cases", "subjects", "precision", "norm", "intensity_curve",
+)  # fmt: skip
+OLDER = {"subjects": 0, "norm": "batch", "intensity_curve": 0.0}  # what runs had that do not tell it
 TEST_BATCH = 8
 BASELINE = "erm"
 
@@ -66,6 +70,8 @@ def main() -> None:
     run.add_argument("--image-first", type=float, nargs=3, default=list(IMAGE_FIRST.values()),
                      metavar=("SHARE", "SCALE", "SETTLE"), help="What the method of that name has.")  # fmt: skip
     run.add_argument("--norm", choices=NORMS, default="batch", help="Of the segmentor, whatever the method.")
+    run.add_argument("--intensity-curve", type=float, default=0.0,
+                     help="Share of crops whose contrast is drawn at random, as by augment.intensity_curve.")  # fmt: skip
     run.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     run.add_argument("--minutes", type=float, default=float("inf"), help="Start no further run after this.")
     report = verbs.add_parser("report")
@@ -188,6 +194,7 @@ def train(data: Data, encoder: UNet, method: str, seed: int, arguments: argparse
     for step in range(arguments.steps):
         chosen = torch.randint(len(images), (arguments.batch,), generator=chance, device=data.device)
         image, target = moved(images[chosen], labels[chosen], chance)
+        image = recontrasted(image, arguments.intensity_curve, seed * 1_000_003 + step)
         torch.manual_seed(seed * 1_000_003 + step)
         network.image_alone, network.settling = phases.image_alone(step), phases.settling(step)
         with autocast(data.device, arguments.precision):
@@ -233,6 +240,12 @@ def moved(images: torch.Tensor, labels: torch.Tensor, chance: torch.Generator) -
     image = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
     target = F.grid_sample(labels.float(), grid, mode="nearest", align_corners=False)
     return image, target
+
+
+def recontrasted(images: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Crops (b, 1, z, y, x), a share of them with another contrast."""
+    curve = RandIntensityCurved(share).set_random_state(seed=seed % 2**32)
+    return torch.stack([curve({"image": image})["image"] for image in images.cpu()]).to(images.device)
 
 
 @torch.no_grad()

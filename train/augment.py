@@ -64,7 +64,7 @@ def _affine_grid(config: AugmentConfig, window: Sequence[int], spacing_mm: Seque
     return grid
 
 
-class _RandIntensityCurved(transforms.RandomizableTransform):
+class RandIntensityCurved(transforms.RandomizableTransform):
     """A contrast that no scanner may have: intensities go through a polyline that rises and falls at random.
 
     The idea is that of Models Genesis' non-linear transformation (Zhou et al., arXiv 1908.06912). The polyline has
@@ -103,7 +103,7 @@ def _intensity(config: AugmentConfig) -> list[transforms.Transform]:
     p, image, sigma = config.probability, ["image"], config.smooth_voxels
     steps: list[transforms.Transform] = []
     if config.intensity_curve:
-        steps.append(_RandIntensityCurved(config.intensity_curve))
+        steps.append(RandIntensityCurved(config.intensity_curve))
     if config.zoom[0] < 1:
         steps.append(transforms.RandSimulateLowResolutiond(
             image, prob=p, zoom_range=config.zoom, downsample_mode=DOWNSAMPLE_MODE,
