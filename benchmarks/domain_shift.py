@@ -71,7 +71,7 @@ def main() -> None:
                      metavar=("SHARE", "SCALE", "SETTLE"), help="What the method of that name has.")  # fmt: skip
     run.add_argument("--norm", choices=NORMS, default="batch", help="Of the segmentor, whatever the method.")
     run.add_argument("--intensity-curve", type=float, default=0.0,
-                     help="Share of crops whose contrast is drawn at random, as by augment.intensity_curve.")  # fmt: skip
+                     help="Share of crops of random contrast, as by train's augment.intensity_curve.")  # fmt: skip
     run.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     run.add_argument("--minutes", type=float, default=float("inf"), help="Start no further run after this.")
     report = verbs.add_parser("report")
