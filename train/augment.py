@@ -17,7 +17,7 @@ SHARPEN_ALPHA = (1.0, 5.0)
 # them: the image moves along each axis, by 1.5 fine voxels where four become one, and the labels stay.
 DOWNSAMPLE_MODE = "area"
 # Corners of a random intensity curve, fewest and most.
-CURVE_POINTS = 2, 5
+CURVE_POINTS = 3, 5
 
 
 def augmentation(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> transforms.Compose:
@@ -68,8 +68,8 @@ class RandIntensityCurved(transforms.RandomizableTransform):
     """A contrast that no scanner may have: intensities go through a polyline that rises and falls at random.
 
     The idea is that of Models Genesis' non-linear transformation (Zhou et al., arXiv 1908.06912). The polyline has
-    CURVE_POINTS corners, evenly spaced from 0 to 1, and its extremes are 0 and 1; of two it is the image or its
-    inversion. What is 0 stays 0: air is dark whatever the contrast, and beyond a scan there is nothing.
+    CURVE_POINTS corners, evenly spaced from 0 to 1, the highest at 1. The first is at 0: air is dark in any contrast,
+    and beyond a scan there is nothing. Where it may be bright, what is learnt carries over to no T2 (measured).
     """
 
     def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -80,9 +80,9 @@ class RandIntensityCurved(transforms.RandomizableTransform):
 
     def _curved(self, channel: Tensor) -> Tensor:
         corners = self.R.uniform(size=self.R.randint(CURVE_POINTS[0], CURVE_POINTS[1] + 1))
-        corners = (corners - corners.min()) / np.ptp(corners)
-        values = np.interp(channel.numpy(), np.linspace(0, 1, len(corners)), corners)
-        return torch.where(channel > 0, torch.from_numpy(values.astype(np.float32)), 0.0)
+        corners[0] = 0
+        values = np.interp(channel.numpy(), np.linspace(0, 1, len(corners)), corners / corners.max())
+        return torch.from_numpy(values.astype(np.float32))
 
 
 def _spatial(config: AugmentConfig, window: Sequence[int], spacing_mm: Sequence[float]) -> list[transforms.Transform]:

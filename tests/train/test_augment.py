@@ -115,22 +115,14 @@ def curved(image: torch.Tensor, seed: int, probability: float = 1.0) -> torch.Te
     return plain(out["image"])
 
 
-def test_a_contrast_is_a_polyline_from_least_to_most_and_air_stays_dark() -> None:
+def test_a_contrast_is_a_polyline_that_begins_dark() -> None:
     image = torch.linspace(0, 1, 1201).reshape(1, 1, 1, -1)  # the corners of all curves are among these
-    corners = []
-    for seed in range(60):
-        out = curved(image, seed)[0, 0, 0].numpy()
-        assert out[0] == 0 and out.dtype == np.float32
-        assert (out[1:].min(), out.max()) == pytest.approx((0, 1), abs=0.01)  # but for the first of the ramp
-        corners.append(2 + np.count_nonzero(np.abs(np.diff(out[1:], 2)) > 1e-5))
+    found = [curved(image, seed)[0, 0, 0].numpy() for seed in range(60)]
+    assert all(out[0] == 0 and out.dtype == np.float32 for out in found)
+    assert [out.max() for out in found] == pytest.approx([1.0] * 60)
+    corners = [2 + np.count_nonzero(np.abs(np.diff(out, 2)) > 1e-5) for out in found]
     assert set(corners) == set(range(CURVE_POINTS[0], CURVE_POINTS[1] + 1))
-
-
-def test_two_corners_are_the_image_or_its_inversion() -> None:
-    image = torch.linspace(0.01, 1, 1200).reshape(1, 1, 1, -1)
-    found = [curved(image, seed) for seed in range(60)]
-    assert any(torch.allclose(out, image) for out in found)
-    assert any(torch.allclose(out, 1 - image, atol=1e-6) for out in found)
+    assert 15 < sum(out[-1] < 1 for out in found) < 60  # the brightest is often not the brightest any more
 
 
 def test_each_channel_has_a_contrast_of_its_own_in_its_share_of_crops() -> None:
