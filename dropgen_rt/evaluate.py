@@ -217,7 +217,7 @@ def _strange(ours: set[int], theirs: set[int], table: LabelTable) -> Iterator[st
 
 def _doubt(lone: set[int]) -> Iterator[str]:
     """What to say of values that only labels hold: a model's own numbers may be others."""
-    if lone:
+    if 0 < len(lone) <= SCANS_VALUES:
         yield (
             f"warning: no prediction holds the label values {_some(sorted(lone))}; if a model merges them, give its "
             "data set's --labels DATASET.JSON"

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dropgen_rt.components import COMPONENTS, Components
 from dropgen_rt.errors import GeometryError, ModelError
@@ -59,9 +59,13 @@ class Label:
 class Intensity:
     """How raw intensities become network input: clip to two bounds, then map those to 0 and 1.
 
+    In a file one table may stand for all channels, where a list has one for each.
+
     ``kind="percentile"``: the bounds are these percentiles of the whole scan on the working grid (MR).
     ``kind="range"``: the bounds are these intensities themselves (CT, Hounsfield units).
     """
+
+    ONE_STANDS_FOR_ALL: ClassVar = True
 
     kind: Literal["percentile", "range"] = "percentile"
     lower: float = 0.5
@@ -87,6 +91,13 @@ class Intensity:
 def each_channel(intensity: Sequence[Intensity], channels: int) -> tuple[Intensity, ...]:
     """Of so many channels, from one for all of them or one for each."""
     return tuple(intensity) * channels if len(intensity) == 1 else tuple(intensity)
+
+
+def intensity_told(intensity: Sequence[Intensity], channels: Sequence[str]) -> str:
+    """For a person: whose it is, where there are several."""
+    if len(intensity) == 1:
+        return str(intensity[0])
+    return ", ".join(f"{own} ({name})" for own, name in zip(intensity, channels, strict=True))
 
 
 def plain_intensity(intensity: Sequence[Intensity]) -> dict[str, Any] | list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dropgen_rt.build import PLANNED
 from dropgen_rt.engine_files import EngineRecord, readable_records
 from dropgen_rt.errors import DropgenError
+from dropgen_rt.manifest import intensity_told
 from dropgen_rt.store import default_name, engine_keys, installed, open_named, superseded
 from dropgen_rt.words import by
 
@@ -38,7 +39,7 @@ def describe(name: str | None) -> Iterator[str]:
     yield f"  window     {fixed}{by(manifest.window)} voxels (z, y, x)"
     yield f"  overlap    {manifest.overlap}, {manifest.blend} blend"
     yield f"  components {manifest.components}"
-    yield f"  intensity  {'; '.join(map(str, manifest.intensity))}"
+    yield f"  intensity  {intensity_told(manifest.intensity, manifest.channels)}"
     yield f"  labels     {', '.join(f'{label.value} {label.name}' for label in manifest.labels)}"
     yield f"  golden     {manifest.golden_sha256 or 'none: the gate makes its own windows'}"
     if manifest.notice:

@@ -76,8 +76,8 @@ def _value(hint: Any, value: object, where: str, unknown: Literal["ignore", "ref
 
 
 def _tuple(arguments: tuple[Any, ...], value: object, where: str, unknown: Literal["ignore", "refuse"]) -> Any:
-    if isinstance(value, Mapping) and is_dataclass(arguments[0]) and arguments[-1] is Ellipsis:
-        return (_value(arguments[0], value, where, unknown),)  # one table, where a list of them may stand
+    if isinstance(value, Mapping) and getattr(arguments[0], "ONE_STANDS_FOR_ALL", False):
+        return (_value(arguments[0], value, where, unknown),)
     if not isinstance(value, list | tuple):
         raise _no(where, value, "a list")
     kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments

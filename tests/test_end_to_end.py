@@ -148,4 +148,4 @@ def test_channels_of_two_kinds_are_normalised_alike_in_training_and_inference(
     invoke("infer", case.images[0], "--model", tmp_path / "model.onnx", "-o", tmp_path)
     invoke("build-engine", tmp_path / "model.onnx", "--name", "both")
     shown = CliRunner().invoke(main, ["models", "show", "both"]).output
-    assert "intensity  percentile 0.5 to 99.5; range -1024 to 1024" in shown
+    assert "intensity  percentile 0.5 to 99.5 (MRI), range -1024 to 1024 (CT)" in shown

@@ -13,10 +13,11 @@ from torch import Tensor
 from dropgen_rt.console import Console
 from dropgen_rt.errors import UnsuitableInputError, UsageError
 from dropgen_rt.inspect_file import files_of
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.store import make_folder
 from dropgen_rt.train import checkpoint
-from dropgen_rt.train.config import TrainConfig
-from dropgen_rt.train.dataset import Dataset, grid_of
+from dropgen_rt.train.config import TrainConfig, build_config
+from dropgen_rt.train.dataset import Dataset, grid_of, refuse_other_channels
 from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.network import DropGen, UNet, UNetConfig, rebuild, segmentor_config
 from dropgen_rt.train.prepare import Prepared, default_cache, lost_labels, prepare
@@ -77,6 +78,13 @@ def trained_choices(path: Path) -> dict[str, Any]:
     return {"feature_scale": network.feature_scale} | own
 
 
+def trained_on(path: Path) -> tuple[Intensity, ...]:
+    """The intensities of a checkpoint. Raises MissingModelError or ModelError."""
+    content = checkpoint.load(path)
+    with checkpoint.rebuilding(path, "train again"):
+        return build_config({"intensity": content["intensity"]}).intensity
+
+
 def trained_steps(path: Path) -> int:
     """Of a checkpoint. Raises MissingModelError or ModelError."""
     content = checkpoint.load(path)
@@ -131,8 +139,10 @@ def prepared_cases(
 ) -> tuple[list[Prepared], list[Prepared]]:  # fmt: skip
     """Training and validation cases on the working grid; none where images are synthesised.
 
-    The first process prepares, the others find everything in the cache. Raises FaultyDatasetError, OutputError.
+    The first process prepares, the others find everything in the cache. Raises FaultyDatasetError, OutputError, or
+    UsageError as ``refuse_other_channels``.
     """
+    refuse_other_channels(dataset, config)
     if dataset.synthesis is not None:
         refuse_faults(data, dataset.faults, (), dataset.table)
         return [], []

@@ -322,7 +322,12 @@ def _tables(default: Any, value: Any, name: str) -> tuple[Any, ...]:
     tables = [value] if isinstance(value, Mapping) else value
     if not isinstance(tables, (list, tuple)) or not tables:
         raise UsageError(f"{name} {value!r}: accepted is a table, or a list of one for each channel")
-    return tuple(_typed(default, item, name) for item in tables)
+    if tables is not value:
+        return (_typed(default, value, name),)
+    for place, item in enumerate(tables):
+        if isinstance(item, Mapping) and item.get("kind") == "range" and not {"lower", "upper"} <= item.keys():
+            raise UsageError(f"{name}[{place}] of kind 'range': give its bounds, too, lower = … and upper = …")
+    return tuple(_typed(default, item, f"{name}[{place}]") for place, item in enumerate(tables))
 
 
 def _plain(value: object) -> object:

@@ -11,10 +11,12 @@ from dropgen_rt.words import in_place_of
 
 
 def merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Lay options over those of ``into``, nested tables too."""
+    """Lay options over those of ``into``, nested tables too. Raises UsageError for a part of what is a list there."""
     for key, value in layer.items():
         if isinstance(value, Mapping):
             before = into.get(key)
+            if isinstance(before, list):
+                raise UsageError(f"{key}: a list here, of which no part is set by name; give it whole, {key}=[…]")
             inner = dict(before) if isinstance(before, Mapping) else {}
             merge(inner, value)
             into[key] = inner
@@ -51,20 +53,21 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def to_toml(table: Mapping[str, Any]) -> str:
     """Numbers, texts, switches and lists of them, and one level of tables, in lists too: all that a config holds."""
-    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
+    lines = [f"{key} = {to_toml_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     for key, value in table.items():
         if isinstance(value, Mapping):
-            lines += ["", f"[{key}]", *(f"{inner} = {_toml(item)}" for inner, item in value.items())]
+            lines += ["", f"[{key}]", *(f"{inner} = {to_toml_value(item)}" for inner, item in value.items())]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: object) -> str:
+def to_toml_value(value: object) -> str:
+    """One value, of one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)  # of the escapes that TOML shares
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(to_toml_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key} = {to_toml_value(item)}" for key, item in value.items()) + "}"
     return repr(value)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dropgen_rt.dataset_labels import LabelTable, read_description, read_label_table, read_source_rule
-from dropgen_rt.errors import MissingInputError, UnreadableInputError, UnsuitableInputError
+from dropgen_rt.errors import MissingInputError, UnreadableInputError, UnsuitableInputError, UsageError
 from dropgen_rt.manifest import Label, SourceRule
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.layout import Case, find_in_folders, find_in_table
@@ -124,6 +124,15 @@ def _channels(path: Path, data: dict) -> tuple[str, ...]:
             "characters that print"
         )
     return tuple(names[key] for key in sorted(names, key=int))
+
+
+def refuse_other_channels(dataset: Dataset, config: TrainConfig) -> None:
+    """Raises UsageError where intensities are of another number of channels than the data set has."""
+    if len(config.intensity) not in (1, len(dataset.channels)):
+        raise UsageError(
+            f"intensity: {len(config.intensity)} tables, channels of the data set: {', '.join(dataset.channels)}; give "
+            "one table for all, or a list with one for each in this order"
+        )
 
 
 def grid_of(dataset: Dataset, config: TrainConfig) -> Grid:

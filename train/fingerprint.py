@@ -11,6 +11,7 @@ import numpy as np
 
 from dropgen_rt.atomic import atomic_path
 from dropgen_rt.manifest import Intensity, each_channel
+from dropgen_rt.train.config_text import to_toml_value
 from dropgen_rt.train.survey import PERCENTILES, Finding
 from dropgen_rt.words import by
 
@@ -85,17 +86,15 @@ class Fingerprint:
 
     def doubts(self, intensity: Sequence[Intensity]) -> list[str]:
         """A warning per channel of whose values a fixed range keeps next to nothing, or not what labels hold."""
-        lines = []
-        for name, row, own in zip(
-            self.channels, self.intensities, each_channel(intensity, len(self.channels)), strict=True
-        ):
+        lines, each = [], each_channel(intensity, len(self.channels))
+        for place, (name, row, own) in enumerate(zip(self.channels, self.intensities, each, strict=True)):
             low, high = (min(max(row[place], own.lower), own.upper) for place in (0, len(PERCENTILES) - 1))
             kept, labelled = (high - low) / (own.upper - own.lower), row[len(PERCENTILES) + 1]
             if own.kind == "range" and (kept < LEAST_KEPT or not own.lower < labelled < own.upper):
                 lines.append(
                     f"warning: {name}: of intensities from {row[0]:g} to {row[len(PERCENTILES) - 1]:g}, in the labels "
                     f"about {labelled:g}, the range of {own.lower:g} to {own.upper:g} keeps too little; if "
-                    "they are no Hounsfield units, give --set intensity.kind=percentile"
+                    f"they are no Hounsfield units, give {_percentiles_for(place, each)}"
                 )
         return lines
 
@@ -160,11 +159,23 @@ class Fingerprint:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
+def _percentiles_for(place: int, each: Sequence[Intensity]) -> str:
+    """The option by which one channel goes by percentiles, and the others by what they have."""
+    if len(each) == 1:
+        return "--set intensity.kind=percentile"
+    tables = [to_toml_value(asdict(own)) if other != place else "{}" for other, own in enumerate(each)]
+    return f"--set 'intensity=[{', '.join(tables)}]'"
+
+
 def _modalities(findings: Sequence[Finding], channels: tuple[str, ...]) -> tuple[Modality, ...]:
-    """By the channels' names; one that tells nothing is CT where most scans look like it, else MR."""
-    hounsfield = np.mean([finding.hounsfield for finding in findings], axis=0) > 0.5
-    guesses: list[Modality] = ["CT" if looks else "MR" for looks in hounsfield]
-    return tuple(_named(name.strip().upper()) or guess for name, guess in zip(channels, guesses, strict=True))
+    """By the channels' names; one that tells nothing is CT where most scans look like it, but beside MR it is MR, too.
+
+    Maps of phase and field that come with MR reach as low.
+    """
+    named = [_named(name.strip().upper()) for name in channels]
+    looks = np.mean([finding.hounsfield for finding in findings], axis=0) > 0.5
+    guesses: list[Modality] = ["CT" if like_ct and "MR" not in named else "MR" for like_ct in looks]
+    return tuple(name or guess for name, guess in zip(named, guesses, strict=True))
 
 
 def _named(channel: str) -> Modality | None:

@@ -1,6 +1,7 @@
 """A run from a person's options: the data set is looked at, what was not given is chosen, then it trains."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from dropgen_rt.atomic import check_writable
 from dropgen_rt.console import Console
 from dropgen_rt.errors import ModelError, UsageError
-from dropgen_rt.manifest import Intensity, plain_intensity
+from dropgen_rt.manifest import Intensity, intensity_told, plain_intensity
 from dropgen_rt.store import make_folder
-from dropgen_rt.train.assemble import trained_choices, trained_steps
+from dropgen_rt.train.assemble import trained_choices, trained_on, trained_steps
 from dropgen_rt.train.config import MOST_LEVELS, TrainConfig, build_config, preset_for
-from dropgen_rt.train.config_text import parse_assignments, read_toml
-from dropgen_rt.train.dataset import Dataset, read_dataset
+from dropgen_rt.train.config_text import parse_assignments, read_toml, to_toml_value
+from dropgen_rt.train.dataset import Dataset, read_dataset, refuse_other_channels
 from dropgen_rt.train.device import require_sound_gradients
 from dropgen_rt.train.distributed import Ranks
 from dropgen_rt.train.fingerprint import Fingerprint
@@ -69,7 +70,7 @@ def configure(
             console.line(f"preset {preset}: not looked at, the run goes on with its own config.toml")
         check_writable(out / "config.toml")
         return build_config(read_toml(out / "config.toml"), *given)
-    wanted = build_config(_fitting(below, given), *given)
+    wanted = build_config(_fitting(below, given), *map(_without_bounds, given))
     for line in _not_as_asked(wanted, _named(given[-2:]), device):  # a file's are those of another run
         console.line(line)
     dataset, ranks = read_dataset(data, split), ranks or Ranks()
@@ -85,17 +86,24 @@ def configure(
     for line in (*found.lines(), *told(dataset.training, dataset.validation, dataset.testing)):
         console.line(line)
     config = build_config(below, suggest(found, wanted, given), *given)
-    for line in _chosen(config, found, "spacing_mm" in _named(given)):
+    for line in _chosen(config, found, "spacing_mm" in _named(given), None if init is None else trained_on(init)):
         console.line(line)
     return config
 
 
-def _chosen(config: TrainConfig, found: Fingerprint, spacing_given: bool) -> Iterator[str]:
-    """What a data set's fingerprint led to, for a person."""
+def _chosen(
+    config: TrainConfig, found: Fingerprint, spacing_given: bool, trained: tuple[Intensity, ...] | None
+) -> Iterator[str]:
+    """What a data set's fingerprint led to, for a person; ``trained`` are the intensities of --init."""
     yield (
         f"spacing {by(config.spacing_mm)} mm (x, y, z), window {by(config.window)} voxels (z, y, x), "
-        f"intensities by {'; '.join(map(str, config.intensity))}"
+        f"intensities by {intensity_told(config.intensity, found.channels)}"
     )
+    if trained and len(trained) in (1, len(found.channels)) and trained != config.intensity:
+        yield (
+            f"warning: --init was trained on intensities by {intensity_told(trained, found.channels)}; to keep them, "
+            f"give --set 'intensity={to_toml_value([asdict(own) for own in trained])}'"
+        )
     yield from found.doubts(config.intensity)
     if not spacing_given and config.spacing_mm != found.target_spacing_mm:
         yield (
@@ -112,16 +120,19 @@ def _holds_a_run(out: Path) -> bool:
         return True
 
 
+def _without_bounds(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without bounds of intensities of a kind that is not told: the data have yet to tell which."""
+    given = layer.get("intensity")
+    partial = isinstance(given, Mapping) and "kind" not in given
+    return {name: value for name, value in layer.items() if not (partial and name == "intensity")}
+
+
 def _refuse_early(wanted: TrainConfig, dataset: Dataset, ranks: Ranks, device: torch.device) -> None:
     """What can be told before every file is read."""
     dataset.few(wanted.subjects, wanted.seed)
     ranks.share(wanted.batch)
     require_sound_gradients(wanted, device)
-    if len(wanted.intensity) not in (1, len(dataset.channels)):
-        raise UsageError(
-            f"intensity: {len(wanted.intensity)} tables, the data set has {len(dataset.channels)} channels "
-            f"({', '.join(dataset.channels)}); give one for all, or one for each in this order"
-        )
+    refuse_other_channels(dataset, wanted)
 
 
 def _not_as_asked(wanted: TrainConfig, named: Set[str], device: torch.device) -> Iterator[str]:
@@ -208,9 +219,9 @@ def _intensity(found: Fingerprint, given: Sequence[Mapping[str, Any]]) -> tuple[
     tables = [layer["intensity"] for layer in given if isinstance(layer.get("intensity"), Mapping)]
     asked = {name: value for table in tables for name, value in table.items()}
     suggested = found.intensity()
-    if not asked or (len(suggested) == 1 and asked.get("kind", suggested[0].kind) == suggested[0].kind):
+    if "kind" not in asked or [own.kind for own in suggested] == [asked["kind"]]:
         return suggested
-    if asked.get("kind") == "range" and not {"lower", "upper"} <= asked.keys():
+    if asked["kind"] == "range" and not {"lower", "upper"} <= asked.keys():
         raise UsageError("intensity.kind 'range': give its bounds, too, --set intensity.lower=… and intensity.upper=…")
     return (Intensity(),)
 

@@ -30,7 +30,7 @@ def test_toml_gives_back_an_intensity_of_each_channel(tmp_path: Path) -> None:
     assert build_config(read_toml(tmp_path / "config.toml")) == config
 
 
-@pytest.mark.parametrize("value", [[], "CT", 3, [{}, "CT"], [{"unit": "HU"}]])
+@pytest.mark.parametrize("value", [[], "CT", 3, [{}, "CT"], [{"unit": "HU"}], [{"kind": "range"}]])
 def test_what_are_no_intensities_is_refused(value: object) -> None:
     with pytest.raises(UsageError, match=r"^intensity"):
         build_config({"intensity": value})

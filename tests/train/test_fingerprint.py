@@ -43,7 +43,8 @@ def test_of_real_files(balls: Path, tmp_path: Path) -> None:
         (("MRI",), (True,), ("MR",), "MR"),
         (("image",), (True,), ("CT",), "CT"),
         (("image",), (False,), ("MR",), "MR"),
-        (("T1", "image"), (False, True), ("MR", "CT"), "MR and CT"),
+        (("T1", "phase"), (False, True), ("MR", "MR"), "MR"),
+        (("PET", "image"), (False, True), ("other", "CT"), "other and CT"),
         (("CT", "PET"), (True, False), ("CT", "other"), "CT and other"),
         (("MRI", "ct"), (False, False), ("MR", "CT"), "MR and CT"),
         (("T1", "T2"), (False, False), ("MR", "MR"), "MR"),
@@ -74,6 +75,8 @@ def test_each_channel_is_doubted_by_its_own_range() -> None:
     assert found.doubts((CT_RANGE,)) == []
     [line] = found.doubts((CT_RANGE, Intensity("range", 0.0, 200.0)))
     assert line.startswith("warning: CT low: of intensities from -1000 to 400, in the labels about 300")
+    kept = '{kind = "range", lower = -1024.0, upper = 1024.0}'
+    assert line.endswith(f"if they are no Hounsfield units, give --set 'intensity=[{kept}, {{}}]'")
 
 
 def test_median_spacing_unless_one_axis_is_coarse() -> None:

@@ -1,6 +1,7 @@
 """What is chosen for a data set, and what a person is told of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dropgen_rt.manifest import Intensity
 from dropgen_rt.train.assemble import make_network
 from dropgen_rt.train.config import TrainConfig
 from dropgen_rt.train.dataset import read_dataset
+from dropgen_rt.train.loop import train
 from dropgen_rt.train.run import configure
 
 CPU = torch.device("cpu")
@@ -194,9 +196,13 @@ def ct_beside_pet(balls: Path) -> Path:
         pet = sitk.ReadImage(str(path))
         sitk.WriteImage(pet, str(path).replace("_0000", "_0001"))
         sitk.WriteImage(sitk.Round(pet * 10.0 - 1000.0), str(path))
-    description = json.loads((balls / "dataset.json").read_text())
-    (balls / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": "CT", "1": "PET"}}))
+    describe_as(balls, {"0": "CT", "1": "PET"})
     return balls
+
+
+def describe_as(folder: Path, channels: dict[str, str]) -> None:
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(description | {"channel_names": channels}))
 
 
 CT_THEN_PET = (Intensity("range", -1024.0, 1024.0), Intensity())
@@ -207,18 +213,71 @@ def test_ct_beside_another_kind_keeps_its_range(
 ) -> None:
     assert chosen(ct_beside_pet, tmp_path, []).intensity == CT_THEN_PET
     said = capsys.readouterr().out
-    assert "6 training cases" not in said  # one is held out
-    assert "training cases, CT and other, channels CT, PET" in said
-    assert "intensities by range -1024 to 1024; percentile 0.5 to 99.5" in said
+    assert "5 training cases, CT and other, channels CT, PET" in said
+    assert "intensities by range -1024 to 1024 (CT), percentile 0.5 to 99.5 (PET)" in said
     assert chosen(ct_beside_pet, tmp_path, ["intensity.kind=percentile"]).intensity == (Intensity(),)
-    assert chosen(ct_beside_pet, tmp_path, ["intensity.lower=1"]).intensity == (Intensity("percentile", 1.0),)
+    assert chosen(ct_beside_pet, tmp_path, ["intensity=[{}]"]).intensity == (Intensity(),)
     narrow = chosen(ct_beside_pet, tmp_path, ["intensity=[{kind='range', lower=-200, upper=300}, {upper=99}]"])
     assert narrow.intensity == (Intensity("range", -200.0, 300.0), Intensity("percentile", 0.5, 99.0))
 
 
 def test_intensities_of_another_number_of_channels_are_refused(ct_beside_pet: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"3 tables, the data set has 2 channels \(CT, PET\); give one for all"):
+    with pytest.raises(UsageError, match="3 tables, channels of the data set: CT, PET; give one table for all"):
         chosen(ct_beside_pet, tmp_path, ["intensity=[{}, {}, {}]"])
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["intensity.lower=1"], "intensity: a list here, of which no part is set by name; give it whole"),
+        (["intensity={}"], "intensity: a list here"),
+        (["intensity=[{kind='range', lower=0, upper=9}, {}]", "intensity.upper=99"], "intensity: a list here"),
+        (["intensity=[{kind='range'}, {}]"], r"intensity\[0\] of kind 'range': give its bounds, too"),
+        (["intensity=[{}, 'CT']"], r"intensity\[1\] 'CT': accepted is a table"),
+        (["intensity.kind=range"], r"intensity\.kind 'range': give its bounds, too"),
+    ],
+)
+def test_parts_of_intensities_that_would_lose_the_rest(
+    ct_beside_pet: Path, tmp_path: Path, assignments: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        chosen(ct_beside_pet, tmp_path, assignments)
+
+
+def test_bounds_alone_are_of_the_kind_that_the_data_have(balls: Path, tmp_path: Path) -> None:
+    describe_as(balls, {"0": "CT"})
+    bounds = ["intensity.lower=-200", "intensity.upper=300"]
+    assert chosen(balls, tmp_path, bounds).intensity == (Intensity("range", -200.0, 300.0),)
+    describe_as(balls, {"0": "MRI"})
+    with pytest.raises(UsageError, match="intensity percentiles -200"):
+        chosen(balls, tmp_path, bounds)
+
+
+def test_other_intensities_than_those_of_init_are_told(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig(steps=1, window=(16, 16, 16), width=4, levels=2, method="erm", validate_every=1)
+    train(balls, tmp_path / "first", config, None, False, lambda row: None)
+    for assignments, told in (([], False), (["intensity.upper=98"], True)):
+        configure(
+            balls, tmp_path / "run", preset="tiny", file=None, options={"window": (16, 16, 16), "method": "erm"},
+            split=None, cache=tmp_path / "cache", workers=1, console=Console(False), device=CPU,
+            assignments=assignments, init=tmp_path / "first" / "best.pt",
+        )  # fmt: skip
+        warning = "--init was trained on intensities by percentile 0.5 to 99.5; to keep them, give --set 'intensity=[{"
+        assert (warning in capsys.readouterr().out) == told
+
+
+def test_a_copied_config_of_other_channels_is_refused(ct_beside_pet: Path, tmp_path: Path) -> None:
+    """No run is there yet, so that the data set has not been held against it."""
+    config = replace(
+        chosen(ct_beside_pet, tmp_path, []), method="erm", image_first=0.0, feature_scale=1.0, levels=2, norm="batch"
+    )
+    describe_as(ct_beside_pet, {"0": "CT"})
+    for path in (ct_beside_pet / "imagesTr").glob("*_0001.nii.gz"):
+        path.unlink()
+    with pytest.raises(UsageError, match="2 tables, channels of the data set: CT; give one table for all"):
+        train(ct_beside_pet, tmp_path / "run", config, None, False, lambda row: None)
 
 
 def test_a_run_of_several_kinds_is_begun_again_from_its_own_file(ct_beside_pet: Path, tmp_path: Path) -> None:
