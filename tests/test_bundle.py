@@ -231,7 +231,7 @@ def test_the_commands(sender, tmp_path, monkeypatch):
     assert [line.split()[0] for line in run("list").stdout.splitlines()] == ["*", "tiny"]
     assert run("default", "tiny").stdout == "the default model is tiny\n"
     shown = run("show").stdout.splitlines()
-    assert shown[0] == "tiny: tiny, schema 1.3" and "engine openvino fp32 (cpu)" in shown
+    assert shown[0] == "tiny: tiny, schema 1.4" and "engine openvino fp32 (cpu)" in shown
     assert run("remove", "tiny").stdout.splitlines()[0] == "removed model tiny"
     for arguments, code in ((("remove", "tiny"), 4), (("remove", "brain9"), 2), (("default", "nobody"), 4)):
         refused = run(*arguments)

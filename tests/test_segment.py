@@ -10,6 +10,7 @@ from tolerances import NEAREST_PHANTOM, PROBABILITY, SMOOTH_PHANTOM
 from dropgen_rt.engines import open_engine
 from dropgen_rt.errors import MissingModelError, ResourceError, UnsuitableInputError, UsageError
 from dropgen_rt.geometry import Geometry
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.segment import segment
 from dropgen_rt.settings import Settings
 from dropgen_rt.volume import Volume, read_scan
@@ -240,7 +241,7 @@ def test_components_that_lie_apart_are_left_out(tiny, tmp_path, size):
 
 
 def test_percentile_bounds_make_labels_independent_of_scale(tiny, tmp_path):
-    path = tiny.write(tmp_path / "mr.onnx", intensity={"kind": "percentile", "lower": 1.0, "upper": 99.0})
+    path = tiny.write(tmp_path / "mr.onnx", intensity=(Intensity("percentile", 1.0, 99.0),))
     volume = phantom(*GRIDS["working"])
     brighter = Volume(volume.array * 4 + 512, volume.geometry)
     expected = segment(volume, path).labels.array
@@ -271,7 +272,7 @@ def test_fewer_voxels_than_labels(model):
 
 
 def test_a_scan_without_contrast_on_the_working_grid(tiny, tmp_path):
-    path = tiny.write(tmp_path / "mr.onnx", intensity={"kind": "percentile", "lower": 1.0, "upper": 99.0})
+    path = tiny.write(tmp_path / "mr.onnx", intensity=(Intensity("percentile", 1.0, 99.0),))
     volume = phantom(*GRIDS["working"])
     with pytest.raises(UnsuitableInputError, match="channel 0 holds the single value 5"):
         segment(Volume(np.full_like(volume.array, 5), volume.geometry), path)
@@ -281,7 +282,7 @@ def test_a_scan_without_contrast_on_the_working_grid(tiny, tmp_path):
 @pytest.mark.parametrize("kind", ["range", "percentile"])
 def test_an_array_with_voxels_that_are_no_numbers(tiny, tmp_path, kind, value):
     """A file's are refused by the reader; an array given in Python has met none."""
-    path = tiny.write(tmp_path / "m.onnx", intensity={"kind": kind, "lower": 1.0, "upper": 99.0})
+    path = tiny.write(tmp_path / "m.onnx", intensity=(Intensity(kind, 1.0, 99.0),))
     volume = phantom(*GRIDS["working"])
     array = volume.array.copy()
     array[0, 1, 2, 3] = array[0, 3, 2, 1] = value

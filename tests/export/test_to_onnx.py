@@ -19,6 +19,7 @@ from dropgen_rt.export import to_onnx
 from dropgen_rt.export.check import PARITY
 from dropgen_rt.export.fuse import fuse
 from dropgen_rt.export.to_onnx import ExportOptions, export
+from dropgen_rt.manifest import Intensity
 from dropgen_rt.model import read_model
 from dropgen_rt.train import checkpoint
 from dropgen_rt.train.layers import Conv3d
@@ -88,7 +89,7 @@ def test_export_writes_a_model_that_explains_itself(trained: Path, tmp_path: Pat
     assert model.manifest == manifest
     assert manifest.window == (16, 32, 16)
     assert manifest.spacing_mm == (1.0, 1.0, 2.0)
-    assert manifest.intensity.lower == 1.0
+    assert manifest.intensity == (Intensity("percentile", 1.0, 99.0),)
     assert manifest.training["dataset"] == "test"
     assert manifest.training["config"]["encoder"] == "own.pt"
     graph = onnx.load(tmp_path / "m.onnx").graph
