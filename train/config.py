@@ -319,15 +319,14 @@ def _typed(default: Any, value: Any, name: str) -> Any:
 
 def _tables(default: Any, value: Any, name: str) -> tuple[Any, ...]:
     """One table, or a list of them."""
-    tables = [value] if isinstance(value, Mapping) else value
-    if not isinstance(tables, (list, tuple)) or not tables:
-        raise UsageError(f"{name} {value!r}: accepted is a table, or a list of one for each channel")
-    if tables is not value:
+    if isinstance(value, Mapping):
         return (_typed(default, value, name),)
-    for place, item in enumerate(tables):
+    if not isinstance(value, (list, tuple)) or not value:
+        raise UsageError(f"{name} {value!r}: accepted is a table, or a list of one for each channel")
+    for place, item in enumerate(value):
         if isinstance(item, Mapping) and item.get("kind") == "range" and not {"lower", "upper"} <= item.keys():
             raise UsageError(f"{name}[{place}] of kind 'range': give its bounds, too, lower = … and upper = …")
-    return tuple(_typed(default, item, f"{name}[{place}]") for place, item in enumerate(tables))
+    return tuple(_typed(default, item, f"{name}[{place}]") for place, item in enumerate(value))
 
 
 def _plain(value: object) -> object:

@@ -123,8 +123,9 @@ def _holds_a_run(out: Path) -> bool:
 def _without_bounds(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without bounds of intensities of a kind that is not told: the data have yet to tell which."""
     given = layer.get("intensity")
-    partial = isinstance(given, Mapping) and "kind" not in given
-    return {name: value for name, value in layer.items() if not (partial and name == "intensity")}
+    if not isinstance(given, Mapping) or "kind" in given:
+        return layer
+    return {name: value for name, value in layer.items() if name != "intensity"}
 
 
 def _refuse_early(wanted: TrainConfig, dataset: Dataset, ranks: Ranks, device: torch.device) -> None:
